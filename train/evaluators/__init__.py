@@ -1,0 +1,1 @@
+"""Evaluators: one module per kind of task, one contract."""
