@@ -98,7 +98,7 @@ class EpochOrder:
 
 @lru_cache(maxsize=32)
 def _epoch(order: EpochOrder, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """The epoch's shards in their order [shards], and the place of each one's first example, then the end [shards + 1]."""
+    """The epoch's shards in their order [shards], and where each one's examples begin, with the end [shards + 1]."""
     key = make_key(order.seed, order.task, epoch, "shards")
     count = len(order.counts)
     shards = np.fromiter((permute(place, count, key) for place in range(count)), dtype=np.int64, count=count)

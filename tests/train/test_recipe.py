@@ -1,0 +1,92 @@
+"""Recipes: defaults, overrides, and errors that name the nearest right key."""
+
+import pytest
+
+from data.errors import UserError
+from train.recipe import PROJECT, Recipe, dump_recipe, load_recipe, parse_recipe, recipe_differences
+
+SMALL = """
+name: small
+out: /tmp/run
+steps: 10
+tasks:
+  kinetics: {kind: classification, shards: /shards/kinetics-train}
+"""
+
+
+def test_without_a_path_it_is_the_toy_recipe():
+    recipe = load_recipe()
+    assert recipe.name == "toy" and set(recipe.tasks) == {"kinetics", "moments", "ssv2", "ava"}
+    assert recipe.tasks["ava"].shards == f"{PROJECT}/demo/shards/ava-train"
+    assert not recipe.tasks["ssv2"].view.flip, "left and right are what its labels are about"
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "train" / "recipes").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_recipe_of_the_project_loads(path):
+    assert load_recipe(path).tasks
+
+
+def test_overrides_win_and_keep_the_rest():
+    recipe = load_recipe(None, ["steps=7", "optim.lr=5e-4", "tasks.ava.batch=8", "tasks.ava.view.scale=[0.3,0.9]"])
+    assert (recipe.steps, recipe.optim.lr, recipe.tasks["ava"].batch) == (7, 5e-4, 8)
+    assert recipe.tasks["ava"].view.scale == [0.3, 0.9] and recipe.tasks["ava"].view.stride == 3
+    assert recipe.optim.warmup_steps == load_recipe().optim.warmup_steps
+
+
+def test_a_recipe_survives_its_own_text():
+    recipe = load_recipe(None, ["seed=3"])
+    again = parse_recipe(dump_recipe(recipe), "again")
+    assert isinstance(again, Recipe) and recipe_differences(recipe, again) == []
+    again.tasks["ava"].batch = 99
+    assert recipe_differences(recipe, again) == [f"tasks.ava.batch: {recipe.tasks['ava'].batch} -> 99"]
+
+
+def test_a_relative_path_is_looked_for_in_the_project_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("train/recipes/toy.yaml").name == "toy"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stps=5", "unknown key stps; did you mean steps"),
+        ("tasks.avaa.batch=3", "unknown key tasks.avaa; did you mean tasks.ava"),
+        ("tasks.ava.btch=3", "unknown key tasks.ava.btch; did you mean tasks.ava.batch"),
+        ("optim.weight_deacy=3", "did you mean optim.weight_decay"),
+        ("steps=abc", "steps: .*Integer"),
+        ("model=3", "model must hold keys"),
+        ("optim.lr=-1", "optim.lr=-1.0: must be above 0"),
+        ("schedule=weighed", "must be one of accumulate, weighted"),
+        ("steps", "write key=value"),
+        ("=3", "write key=value"),
+        ("tasks.ava.view.scale=[2,1]", "tasks.ava.view.scale: must be two numbers"),
+        ("tasks.ava.view.stride=0", "tasks.ava.view.stride: must be a whole number"),
+        ("tasks.ava.kind=detection", "tasks.ava.kind=detection: must be one of classification, localisation"),
+        ("tasks.ava.batch=0", "tasks.ava.batch=0: must be at least 1"),
+        ("out=${nowhere}", "nowhere"),
+    ],
+)
+def test_a_wrong_override_says_what_is_right(override, message):
+    with pytest.raises(UserError, match=message):
+        load_recipe(None, [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (SMALL + "stepss: 3\n", "recipe x.yaml: unknown key stepss; did you mean steps"),
+        (SMALL.replace("steps: 10\n", ""), "steps"),
+        (SMALL.replace("shards: /shards/kinetics-train", "batch: 3"), "tasks.kinetics.shards"),
+        ("- a list", "must be a mapping"),
+        ("a: [", "not YAML"),
+        (SMALL.replace("kinetics:", "kin etics:"), "letters, digits"),
+    ],
+)
+def test_a_wrong_file_says_where(text, message):
+    with pytest.raises(UserError, match=message):
+        parse_recipe(text, "recipe x.yaml")
+
+
+def test_a_missing_file_names_those_there_are():
+    with pytest.raises(UserError, match=r"no recipe at nowhere.yaml.*train/recipes/toy.yaml"):
+        load_recipe("nowhere.yaml")

@@ -1,0 +1,113 @@
+"""Tiny runs on made-up batches: the real loop, engine and checkpoints, without shards and decoding."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.batch import Batch, Example, collate
+from data.shards import ClassInfo
+from train.checkpoint import Checkpoints
+from train.engine import Engine, build_engine
+from train.launch import Rank, init_distributed
+from train.loop import StepPlan, train
+from train.model import build_model, model_config
+from train.optim import build_optimizer
+from train.recipe import PROJECT, Recipe, parse_recipe
+from train.run_log import RunLog
+from train.tasks import Task
+
+ZERO2 = str(PROJECT / "ds_configs" / "zero2.json")
+ZERO1 = str(PROJECT / "ds_configs" / "zero1.json")
+CLASSES = {"look": 5, "where": 4, "other": 3}
+
+RECIPE = """
+name: tiny
+out: {out}
+steps: 20
+save_every: 1000
+workers: 0
+model: {{name: vit_tiny, embed_dim: 32, depth: 2, num_heads: 2, num_frames: 4, image_size: 32}}
+optim: {{lr: 0.003, warmup_steps: 3, layer_decay: 0.7, clip_grad: 0.5}}
+tasks:
+  look: {{kind: classification, shards: none, batch: 8, micro_batch: 4, share: 2}}
+  where: {{kind: localisation, shards: none, batch: 4, micro_batch: 2, loss_weight: 3, lr_scale: 0.5}}
+  other: {{kind: classification, shards: none, batch: 4, micro_batch: 8, share: 0.5}}
+"""
+
+
+def tiny_recipe(out: Path | str, *overrides: str) -> Recipe:
+    return parse_recipe(RECIPE.format(out=out), "tiny", list(overrides))
+
+
+def tiny_tasks(recipe: Recipe) -> list[Task]:
+    return [
+        Task(name, task, [ClassInfo(i, str(i)) for i in range(CLASSES[name])], None, None)
+        for name, task in recipe.tasks.items()
+    ]
+
+
+def made_up(recipe: Recipe, name: str, position: int) -> Example:
+    """A clip that only the task and the position decide; localisation clips hold none to three boxes."""
+    draw = torch.Generator().manual_seed(1000 * list(recipe.tasks).index(name) + position)
+    size = recipe.model.image_size
+    clip = torch.randint(0, 256, (3, recipe.model.num_frames, size, size), dtype=torch.uint8, generator=draw)
+    if recipe.tasks[name].kind == "classification":
+        label = torch.randint(0, CLASSES[name], (), generator=draw)
+        return Example(name, f"{name}{position}", position, clip, label)
+    count = position % 4
+    corner, side = torch.rand(count, 2, generator=draw) * 0.5, torch.rand(count, 2, generator=draw) * 0.4 + 0.1
+    labels = (torch.rand(count, CLASSES[name], generator=draw) < 0.3).float()
+    return Example(name, f"{name}{position}", position, clip, labels, torch.cat([corner, corner + side], 1))
+
+
+def made_up_batches(recipe: Recipe, plan: StepPlan, rank: Rank, start: int) -> Iterator[Batch]:
+    names = list(recipe.tasks)
+    for addresses in plan.batches(start, rank.index):
+        yield collate([made_up(recipe, names[task], position) for task, position in addresses])
+
+
+def build(recipe: Recipe, rank: Rank, ds: str | None) -> tuple[Engine, dict[str, Any], list[Task]]:
+    tasks = tiny_tasks(recipe)
+    config = model_config(recipe, tasks)
+    model = build_model(recipe, config)
+    optimizer = build_optimizer(model, recipe.model.depth or 0, recipe.optim)
+    return build_engine(model, optimizer, recipe, rank, ds), config, tasks
+
+
+def run_tiny(out: str, ds: str | None, overrides: list[str], until: int | None = None) -> dict[str, Tensor]:
+    """Trains (on every rank), goes on from a checkpoint where there is one, and returns the weights.
+
+    Args:
+        until: save a checkpoint after this step and end there.
+    """
+    rank = init_distributed()
+    recipe = tiny_recipe(out, *overrides)
+    engine, config, tasks = build(recipe, rank, ds)
+    checkpoints = Checkpoints(out, recipe.keep)
+    start = checkpoints.resume(engine, recipe)
+    plan = StepPlan(recipe, rank.world)
+
+    class Enough(Exception):
+        pass
+
+    def after_step(done: int, last: bool) -> None:
+        if done == until or last:
+            checkpoints.save(done, engine, recipe, config, rank)
+        if done == until:
+            raise Enough
+
+    log = RunLog(out, rank, recipe.steps, 5, start)
+    try:
+        train(recipe, tasks, engine, plan, made_up_batches(recipe, plan, rank, start), rank, log, start, after_step)
+    except Enough:
+        pass
+    log.close()
+    return {name: value.detach().clone() for name, value in engine.module.state_dict().items()}
+
+
+def run_several(jobs: list[tuple[str, str | None, list[str], int | None]]) -> list[dict[str, Tensor]]:
+    """`run_tiny` of several jobs on the same ranks, one after the other."""
+    return [run_tiny(*job) for job in jobs]

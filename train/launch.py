@@ -1,0 +1,154 @@
+"""How a command starts and ends on one process or many: ranks, device, errors told once, signals."""
+
+import argparse
+import contextlib
+import datetime
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from data.errors import UserError
+
+T = TypeVar("T")
+
+PROCESS_GROUP_TIMEOUT = datetime.timedelta(minutes=30)
+"""Longer than torch's 10 minutes: a cold file system can take that long to deliver the first batch to one rank."""
+
+
+class ToldError(UserError):
+    """A mistake that every rank knows of, so that one telling is enough."""
+
+
+@dataclass(frozen=True)
+class Rank:
+    """This process's place: `index` of `world`, and the device that it computes on.
+
+    `control` is a CPU process group for the few numbers that ranks agree on, so that no step waits for the device.
+    """
+
+    index: int
+    world: int
+    device: torch.device
+    control: Any = None
+
+    @property
+    def first(self) -> bool:
+        return self.index == 0
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's `value`, in the order of ranks."""
+        if self.world == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.world
+        dist.all_gather_object(gathered, value, group=self.control)
+        return gathered
+
+    def barrier(self) -> None:
+        if self.world > 1:
+            dist.barrier(group=self.control)
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Does `work` on every rank; where it fails on one, all raise ToldError with the reasons, each told once."""
+        result, problem = None, None
+        try:
+            result = work()
+        except UserError as error:
+            problem = str(error)
+        problems = {index: text for index, text in enumerate(self.gather(problem)) if text is not None}
+        if problems:
+            texts = sorted(set(problems.values()))
+            if len(problems) < self.world:
+                texts = [f"rank {index}: {text}" for index, text in problems.items()]
+            raise ToldError("\n".join(texts))
+        return result  # type: ignore[return-value]
+
+
+def init_distributed() -> Rank:
+    """Joins the process group that deepspeed or torchrun has laid out; alone, without one, when started by python."""
+    world, index = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local)
+        device, backend = torch.device("cuda", local), "nccl"
+    else:
+        device, backend = torch.device("cpu"), "gloo"
+        if "OMP_NUM_THREADS" not in os.environ:
+            here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world)
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
+    if not dist.is_initialized():
+        if "RANK" in os.environ:
+            dist.init_process_group(backend, timeout=PROCESS_GROUP_TIMEOUT)
+        else:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    control = None
+    if world > 1:
+        control = (
+            dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=PROCESS_GROUP_TIMEOUT)
+        )
+    return Rank(index, world, device, control)
+
+
+class StopSignal:
+    """Turns SIGTERM, SIGINT and SIGUSR1 (SLURM's warning) into a flag; a second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.name is not None:
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name
+
+
+def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parses the command line; a mistake in it is told by the first rank alone."""
+    if os.environ.get("RANK", "0") == "0":
+        return parser.parse_args()
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stderr(nowhere),
+        contextlib.redirect_stdout(nowhere),
+    ):
+        return parser.parse_args()
+
+
+def command(main: Callable[[], None]) -> NoReturn:
+    """Runs an entry point and ends the process: 0; 1 and a message for a user's mistake; 130 for Ctrl-C."""
+    index = int(os.environ.get("RANK", "0"))
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    code = 1
+    try:
+        main()
+        code = 0
+    except UserError as error:
+        if index == 0 or not isinstance(error, ToldError):
+            prefix = f"rank {index}: " if several and not isinstance(error, ToldError) else ""
+            print(f"error: {prefix}{error}", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        code = 130
+    except RuntimeError as error:
+        if several and any(sign in str(error) for sign in ("Connection closed by peer", "Connection reset by peer")):
+            print(f"rank {index}: ends because another rank has ended", file=sys.stderr, flush=True)
+        else:
+            traceback.print_exc()
+    except Exception:  # noqa: BLE001 - the last resort: a defect of the program, shown in full
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if dist.is_initialized() and code == 0:
+        dist.destroy_process_group()
+    # After a failure, leave at once: destructors of a broken process group and of loader workers can wait forever.
+    if code:
+        os._exit(code)
+    sys.exit(code)

@@ -1,0 +1,185 @@
+"""The training loop: take the step's plan; for each micro-batch loss and backward; one optimizer step; log."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from data.batch import Batch, Substitute
+from data.errors import UserError
+from data.order import make_key
+from data.schedule import MicroStep, Schedule, micro_clips, micro_steps
+from train.engine import Engine
+from train.launch import Rank, StopSignal, ToldError
+from train.optim import learning_rate
+from train.recipe import Recipe
+from train.run_log import RunLog
+from train.tasks import Task
+
+BUDGET_FLOOR = 1000
+"""The share of bad clips is taken of at least so many, so that an early one does not end a run."""
+
+
+class StepPlan:
+    """What every rank does in every step, from the recipe and the number of ranks alone.
+
+    Raises:
+        UserError: a task's batch does not divide over the ranks.
+    """
+
+    def __init__(self, recipe: Recipe, world: int) -> None:
+        tasks = recipe.tasks
+        clips = [task.batch for task in tasks.values()]
+        self.schedule = Schedule(
+            recipe.schedule, clips, recipe.steps, recipe.seed, [task.share for task in tasks.values()]
+        )
+        self.micro = [micro_clips(name, task.batch, world, task.micro_batch) for name, task in tasks.items()]
+        self.world = world
+
+    def micro_steps(self, step: int, rank: int) -> list[MicroStep]:
+        return micro_steps(self.schedule.plan(step), self.micro, rank, self.world)
+
+    def batches(self, start: int, rank: int) -> Iterator[list[tuple[int, int]]]:
+        """The rank's micro-batches from step `start` on, as the loader takes them: lists of (task, position)."""
+        for step in range(start, self.schedule.steps):
+            for part in self.micro_steps(step, rank):
+                yield [(part.task, position) for position in part.positions]
+
+
+def train(
+    recipe: Recipe,
+    tasks: list[Task],
+    engine: Engine,
+    plan: StepPlan,
+    loader: Iterator[Batch],
+    rank: Rank,
+    log: RunLog,
+    start: int,
+    after_step: Callable[[int, bool], None],
+) -> int:
+    """Trains from step `start` to the recipe's last, or until a signal asks to stop.
+
+    Args:
+        loader: this rank's micro-batches, as `plan.batches(start, rank.index)` orders them.
+        after_step: called on every rank with the number of steps done, and whether it was the last.
+
+    Returns:
+        The number of steps done.
+
+    Raises:
+        UserError: too many clips cannot be read, or the ranks do not agree on what they train.
+    """
+    by_name = {task.name: task for task in tasks}
+    stop, ledger = StopSignal(), Ledger(recipe, rank, log)
+    done = start
+    for step in range(start, recipe.steps):
+        engine.module.train()
+        began = time.monotonic()
+        batches = [next(loader) for _ in plan.micro_steps(step, rank.index)]
+        waited = time.monotonic() - began
+        weights, stopping = agree(step, batches, by_name, rank, stop.name is not None)
+        ledger.add(step, batches)
+
+        # Dropout is a function of the step, so that a resumed run goes on as the first one would have.
+        torch.manual_seed(make_key(recipe.seed, "dropout", step, rank.index))
+        losses = {batch.task: torch.zeros((), device=rank.device) for batch in batches}
+        for batch in batches:
+            task = by_name[batch.task]
+            batch = batch.to(rank.device)
+            logits = engine(task.name, batch.clips, batch.boxes, batch.box_clip)
+            loss = task.loss(logits, batch) / weights[task.name]
+            engine.backward(loss * task.recipe.loss_weight)
+            losses[task.name] += loss.detach()
+        lr = learning_rate(step, recipe.steps, recipe.optim)
+        norm = engine.step(lr, {name: by_name[name].recipe.lr_scale for name in losses})
+
+        clips = sum(part.clips for part in plan.schedule.plan(step))
+        log.step(step, {name: float(loss) for name, loss in losses.items()}, clips, waited, lr, norm)
+        done = step + 1
+        after_step(done, stopping or done == recipe.steps)
+        if stopping:
+            log.say(f"stopped by {stop.name or 'a signal to another rank'} after step {done}; --resume goes on")
+            break
+    ledger.close()
+    return done
+
+
+def agree(
+    step: int, batches: list[Batch], tasks: dict[str, Task], rank: Rank, stop: bool
+) -> tuple[dict[str, int], bool]:
+    """Compares the step across ranks, and sums what its losses are divided by.
+
+    ZeRO reduces gradients by their place in a bucket: ranks that run different heads in one micro-step would give
+    wrong gradients without any error, so the order of tasks is compared before it is run.
+
+    Returns:
+        The number of clips or boxes of each task in the global batch (at least 1), and whether any rank wants to stop.
+    """
+    names = [batch.task for batch in batches]
+    # Half a key: all-gathered as int64.
+    mine = [step, make_key(*names) >> 1, int(stop)] + [0] * len(tasks)
+    place = {name: 3 + i for i, name in enumerate(tasks)}
+    for batch in batches:
+        mine[place[batch.task]] += tasks[batch.task].weight(batch)
+    if rank.world == 1:
+        table = torch.tensor([mine])
+    else:
+        rows = [torch.empty(len(mine), dtype=torch.int64) for _ in range(rank.world)]
+        dist.all_gather(rows, torch.tensor(mine), group=rank.control)
+        table = torch.stack(rows)
+    if not bool((table[:, :2] == table[0, :2]).all()):
+        plans = rank.gather(f"step {step}: {', '.join(names)}")
+        raise ToldError(
+            "the ranks do not train the same tasks in the same order, so their gradients would be mixed up:\n"
+            + "\n".join(f"  rank {index} is at {text}" for index, text in enumerate(plans))
+            + "\nstart all ranks with the same recipe, shards and version"
+        )
+    totals = table.sum(dim=0).tolist()
+    return {name: max(int(totals[i]), 1) for name, i in place.items()}, bool(totals[2])
+
+
+class Ledger:
+    """Counts the clips that could not be read, lists each once in RUN/bad_clips.jsonl, and ends the run when there are
+    too many."""
+
+    def __init__(self, recipe: Recipe, rank: Rank, log: RunLog) -> None:
+        self.path, self.most = Path(recipe.out) / "bad_clips.jsonl", recipe.max_bad_share
+        self.rank, self.log = rank, log
+        self.seen, self.bad = 0, 0
+        self.listed: set[tuple[str, str]] = set()
+
+    def add(self, step: int, batches: list[Batch]) -> None:
+        """Takes in the batches of optimizer step `step`.
+
+        Raises:
+            UserError: the share of bad clips that this rank has met is above the recipe's `max_bad_share`.
+        """
+        self.seen += sum(len(batch.keys) for batch in batches)
+        for batch in batches:
+            for bad in batch.substitutes:
+                self.bad += 1
+                if (batch.task, bad.key) not in self.listed:
+                    self.listed.add((batch.task, bad.key))
+                    self._list(step, batch.task, bad)
+        if self.bad > self.most * max(self.seen, BUDGET_FLOOR):
+            raise UserError(
+                f"{self.bad} of {self.seen} clips could not be read, more than max_bad_share={self.most} allows; they "
+                f"are listed in {self.path}. `python shard_tools/verify.py SHARDS --decode` finds all that are bad"
+            )
+
+    def _list(self, step: int, task: str, bad: Substitute) -> None:
+        # One short line a write in append mode: lines of several ranks do not mix.
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, "task": task, "key": bad.key, "reason": bad.reason}) + "\n")
+        text = f"{task}: clip {bad.key} cannot be read, another one takes its place: {bad.reason}"
+        print(f"rank {self.rank.index}: {text}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Says how many there were in all; called on every rank."""
+        bad, seen = (sum(counts) for counts in zip(*self.rank.gather((self.bad, self.seen)), strict=True))
+        if bad:
+            self.log.say(f"{bad} of {seen} clips could not be read and were replaced: see {self.path}")

@@ -1,0 +1,88 @@
+"""Entry point of training: `deepspeed train/main.py --ds ds_configs/zero2.json [--recipe R.yaml] [key=value ...]`."""
+
+import argparse
+from pathlib import Path
+
+from data.decode import require_ffmpeg
+from data.errors import UserError
+from data.loader import train_loader
+from train.checkpoint import Checkpoints
+from train.engine import build_engine, deepspeed_config
+from train.evaluators import evaluate_all
+from train.launch import Rank, command, init_distributed, parse_args
+from train.loop import StepPlan, train
+from train.model import build_model, model_config
+from train.optim import build_optimizer
+from train.recipe import dump_recipe, load_recipe
+from train.run_log import RunLog, describe
+from train.tasks import mixture, open_tasks
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="deepspeed train/main.py",
+        description="Trains one video transformer on all tasks of a recipe. Also starts under torchrun, or under plain "
+        "python as one process.",
+        epilog="Example: deepspeed train/main.py --ds ds_configs/zero2.json --recipe train/recipes/toy.yaml "
+        "optim.lr=5e-4 tasks.ava.batch=32",
+    )
+    p.add_argument("--recipe", metavar="YAML", help="what to train (default: train/recipes/toy.yaml)")
+    p.add_argument("--ds", metavar="JSON", help="DeepSpeed's configuration (default: none, plain PyTorch, one process)")
+    p.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the newest checkpoint of the recipe's `out`, or start where there is none (default: an `out` "
+        "that holds checkpoints is refused)",
+    )
+    p.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the recipe, as in optim.lr=1e-4")
+    return p
+
+
+def run(args: argparse.Namespace, rank: Rank) -> None:
+    """The steps of a run, on every rank."""
+    recipe = rank.together(lambda: load_recipe(args.recipe, args.overrides))
+    checkpoints = Checkpoints(recipe.out, recipe.keep)
+
+    def check() -> StepPlan:
+        require_ffmpeg()
+        if args.ds is not None:
+            deepspeed_config(args.ds, recipe)
+        if not args.resume and checkpoints.newest() is not None:
+            raise UserError(f"{recipe.out} holds checkpoints: add --resume to go on, or out=FOLDER for another run")
+        return StepPlan(recipe, rank.world)
+
+    plan = rank.together(check)
+    tasks = rank.together(lambda: open_tasks(recipe))
+    config = model_config(recipe, tasks)
+    model = rank.together(lambda: build_model(recipe, config))
+    optimizer = build_optimizer(model, len(model.backbone.blocks), recipe.optim)
+    engine = rank.together(lambda: build_engine(model, optimizer, recipe, rank, args.ds))
+    start = rank.together(lambda: checkpoints.resume(engine, recipe))
+
+    log = RunLog(recipe.out, rank, recipe.steps, recipe.log_every, start)
+    if rank.first:
+        (Path(recipe.out) / "recipe.yaml").write_text(dump_recipe(recipe))
+    log.say(describe(recipe, tasks, rank, args.ds, start))
+    loader = train_loader(mixture(tasks, recipe), plan.batches(start, rank.index), recipe.workers)
+
+    def after_step(done: int, last: bool) -> None:
+        if last or done % recipe.save_every == 0:
+            folder = checkpoints.save(done, engine, recipe, config, rank)
+            log.say(f"checkpoint {folder}")
+        if recipe.eval_every and done % recipe.eval_every == 0:
+            log.metrics(done, evaluate_all(engine.module, tasks, rank, recipe))
+
+    done = train(recipe, tasks, engine, plan, iter(loader), rank, log, start, after_step)
+    if done == recipe.steps:
+        log.say(f"done: {done} steps; weights, log and TensorBoard in {recipe.out}")
+    log.close()
+
+
+def main() -> None:
+    args = parse_args(parser())
+    run(args, init_distributed())
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,62 @@
+"""The model of a recipe: its configuration as plain JSON, and its first weights."""
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from data.errors import UserError
+from models import CofinetuneModel, create_model, init_from_image_vit, load_model
+from train.checkpoint import find_weights
+from train.recipe import Recipe, project_path, view_config
+from train.tasks import Task
+
+
+def model_config(recipe: Recipe, tasks: list[Task]) -> dict[str, Any]:
+    """What `models.create_model` takes, and under "extra" what prediction needs: classes and view of every task."""
+    backbone = asdict(recipe.model)
+    mean, std, _ = backbone.pop("mean"), backbone.pop("std"), backbone.pop("init")
+    heads = {}
+    for task in tasks:
+        head = {key: value for key, value in asdict(task.recipe.head).items() if value is not None}
+        if task.recipe.kind == "classification":
+            del head["roi_size"]
+        heads[task.name] = {"kind": task.recipe.kind, "num_classes": len(task.classes), **head}
+    told = {
+        task.name: {
+            "classes": [asdict(c) for c in task.classes],
+            "view": asdict(view_config(task.recipe.view, recipe.model)),
+        }
+        for task in tasks
+    }
+    return {
+        "backbone": {key: value for key, value in backbone.items() if value is not None},
+        "heads": heads,
+        "mean": mean,
+        "std": std,
+        "extra": {"tasks": told},
+    }
+
+
+def build_model(recipe: Recipe, config: dict[str, Any]) -> CofinetuneModel:
+    """A model with its first weights: random ones of the recipe's seed, the backbone's from `model.init` if given.
+
+    Raises:
+        UserError: a configuration that makes no model, or a source of weights that does not fit.
+    """
+    torch.manual_seed(recipe.seed)
+    try:
+        model = create_model({key: value for key, value in config.items() if key != "extra"})
+    except ValueError as error:
+        raise UserError(f"model: {error}") from error
+    source = recipe.model.init.source
+    if source is not None:
+        try:
+            if project_path(source).is_dir():
+                trained, _ = load_model(find_weights(project_path(source)))
+                model.backbone.load_state_dict(trained.backbone.state_dict())
+            else:
+                init_from_image_vit(model.backbone, source, inflate=recipe.model.init.inflate)
+        except (ValueError, RuntimeError, OSError) as error:
+            raise UserError(f"model.init.source={source}: {error}") from error
+    return model

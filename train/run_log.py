@@ -1,0 +1,134 @@
+"""What a run tells: a progress line, RUN/log.txt and TensorBoard, all from the first rank."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from train.launch import Rank
+from train.recipe import Recipe
+from train.tasks import Task
+
+
+def duration(seconds: float) -> str:
+    """`1:02:03`, or `2:03` below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def describe(recipe: Recipe, tasks: list[Task], rank: Rank, ds: str | None, start: int) -> str:
+    """A few lines on what is about to be trained."""
+    lines = [
+        f"{recipe.name}: {recipe.steps} steps, schedule {recipe.schedule}, {rank.world} "
+        f"{'process' if rank.world == 1 else 'processes'} on {rank.device.type}, "
+        + (f"DeepSpeed ({ds})" if ds else "plain PyTorch")
+        + (f", from step {start} on" if start else "")
+    ]
+    for task in tasks:
+        assert task.train is not None
+        shards = task.train.shards
+        lines.append(
+            f"  {task.name}: {task.recipe.kind}, {len(shards)} examples of {len(task.classes)} classes, "
+            f"{task.recipe.batch} clips a step ({shards.prefix})"
+        )
+    return "\n".join(lines)
+
+
+class RunLog:
+    """Collects figures over `every` steps and tells their means.
+
+    Args:
+        run: the run's folder.
+        rank: all ranks collect, the first one writes.
+        steps: steps of the whole run, for the time that is left.
+        start: step at which this process begins; TensorBoard's later points, of a run that was cut off, are dropped.
+    """
+
+    def __init__(self, run: str | Path, rank: Rank, steps: int, every: int, start: int) -> None:
+        self.rank, self.steps, self.every, self.start = rank, steps, every, start
+        self.file, self.board = None, None
+        if rank.first:
+            Path(run).mkdir(parents=True, exist_ok=True)
+            self.file = (Path(run) / "log.txt").open("a")
+            self.board = SummaryWriter(str(Path(run) / "tensorboard"), purge_step=start or None)
+        self._begin = self._since = time.monotonic()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._losses: dict[str, list[float]] = {}
+        self._clips, self._waited, self._count, self._skipped = 0, 0.0, 0, 0
+        self._norms: list[float] = []
+
+    def say(self, line: str) -> None:
+        """Prints a line and keeps it in log.txt."""
+        if self.file is not None:
+            print(line, flush=True)
+            self.file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+            self.file.flush()
+
+    def step(
+        self, step: int, losses: dict[str, float], clips: int, waited: float, lr: float, norm: float | None
+    ) -> None:
+        """Takes in optimizer step `step` (from 0), and tells when it is time.
+
+        Args:
+            losses: this rank's part of each task's mean loss over the global batch; the sum over ranks is the mean.
+            clips: global clips of the step.
+            waited: seconds that this rank waited for data.
+            norm: the gradient's norm, None for a skipped step.
+        """
+        for task, loss in losses.items():
+            self._losses.setdefault(task, []).append(loss)
+        self._clips, self._waited, self._count = self._clips + clips, self._waited + waited, self._count + 1
+        if norm is None:
+            self._skipped += 1
+        else:
+            self._norms.append(norm)
+        if (step + 1) % self.every == 0 or step + 1 == self.steps:
+            self._tell(step + 1, lr)
+
+    def metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """Evaluation results after `step` steps, by name."""
+        if self.board is not None:
+            for name, value in metrics.items():
+                self.board.add_scalar(name, value, step)
+        self.say(f"step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+
+    def _tell(self, done: int, lr: float) -> None:
+        now = time.monotonic()
+        parts = self.rank.gather((self._losses, self._waited))
+        losses = {task: _mean(task, [part for part, _ in parts]) for task in self._losses}
+        elapsed = max(now - self._since, 1e-9)
+        wait = sum(waited for _, waited in parts) / len(parts) / elapsed
+        norm = sum(self._norms) / len(self._norms) if self._norms else float("nan")
+        if self.board is not None:
+            scalars: dict[str, Any] = {f"loss/{task}": loss for task, loss in losses.items()}
+            scalars |= {"train/lr": lr, "train/gradient_norm": norm, "train/skipped_steps": self._skipped}
+            scalars |= {"speed/clips_per_second": self._clips / elapsed, "speed/data_wait_share": wait}
+            for name, value in scalars.items():
+                self.board.add_scalar(name, value, done)
+            self.board.flush()
+        left = (now - self._begin) / (done - self.start) * (self.steps - done)
+        self.say(
+            f"step {done}/{self.steps}  "
+            + "  ".join(f"{task} {loss:.3f}" for task, loss in losses.items())
+            + f"  lr {lr:.2e}  |g| {norm:.2f}  {self._clips / elapsed:.0f} clips/s  data wait {wait:.0%}"
+            + (f"  {self._skipped} steps skipped (gradient not finite)" if self._skipped else "")
+            + f"  left {duration(left)}"
+        )
+        self._since = time.monotonic()
+        self._reset()
+
+    def close(self) -> None:
+        if self.board is not None:
+            self.board.close()
+        if self.file is not None:
+            self.file.close()
+
+
+def _mean(task: str, parts: list[dict[str, list[float]]]) -> float:
+    """Mean over steps of the sum over ranks."""
+    count = len(parts[0][task])
+    return sum(sum(part[task]) for part in parts) / count
