@@ -134,7 +134,7 @@ class ShardSet:
         try:
             text = read_range(where)
         except FileNotFoundError:
-            raise UserError(f"no shards at {self.prefix} (there is no {where}): pack them first") from None
+            raise UserError(f"no shards at {self.prefix} (there is no {where})") from None
         except OSError as error:
             raise UserError(f"{where} cannot be read: {error}") from error
         self.manifest = Manifest.from_json(text, where)

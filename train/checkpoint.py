@@ -7,10 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from data.errors import UserError
-from models import save_model
+from models import CofinetuneModel, save_model
 from train.engine import Engine
 from train.launch import Rank
 from train.recipe import Recipe, dump_recipe, parse_recipe, recipe_differences
@@ -134,7 +132,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder / 'state.json'} cannot be read ({error}): the checkpoint is not whole") from error
 
 
-def write_weights(folder: Path, model: nn.Module, config: dict[str, Any]) -> None:
+def write_weights(folder: Path, model: CofinetuneModel, config: dict[str, Any]) -> None:
     """Writes model.safetensors and config.json; `config` is create_model's, with further keys under "extra"."""
     extra = config.get("extra", {})
     save_model(folder, model, {key: value for key, value in config.items() if key != "extra"}, extra)

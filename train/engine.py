@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import UserError
+from models import CofinetuneModel
 from train.launch import Rank
 from train.optim import ActiveAdamW, set_step
 from train.recipe import Recipe, project_path
@@ -31,7 +32,7 @@ OWNED = {
 class Engine(Protocol):
     """What the loop asks of an engine. `module` is the bare model, for evaluation and export."""
 
-    module: nn.Module
+    module: CofinetuneModel
 
     def __call__(self, *args: Any) -> Tensor: ...
 
@@ -52,7 +53,7 @@ class Engine(Protocol):
 class PlainEngine:
     """One process, plain PyTorch."""
 
-    def __init__(self, model: nn.Module, optimizer: ActiveAdamW, recipe: Recipe, rank: Rank) -> None:
+    def __init__(self, model: CofinetuneModel, optimizer: ActiveAdamW, recipe: Recipe, rank: Rank) -> None:
         if rank.world != 1:
             raise UserError(f"{rank.world} processes need DeepSpeed: add --ds ds_configs/zero2.json")
         self.module, self.optimizer, self.rank = model.to(rank.device), optimizer, rank
@@ -92,7 +93,7 @@ class DeepSpeedEngine:
     """DeepSpeed with ZeRO stage 1 or 2, on any number of processes."""
 
     def __init__(
-        self, model: nn.Module, optimizer: ActiveAdamW, recipe: Recipe, rank: Rank, config: dict[str, Any]
+        self, model: CofinetuneModel, optimizer: ActiveAdamW, recipe: Recipe, rank: Rank, config: dict[str, Any]
     ) -> None:
         deepspeed = _import_deepspeed()
         self.rank = rank
@@ -129,7 +130,7 @@ class DeepSpeedEngine:
         self.engine.load_checkpoint(str(folder.parent), tag=folder.name)
 
 
-def build_engine(model: nn.Module, optimizer: ActiveAdamW, recipe: Recipe, rank: Rank, ds: str | None) -> Engine:
+def build_engine(model: CofinetuneModel, optimizer: ActiveAdamW, recipe: Recipe, rank: Rank, ds: str | None) -> Engine:
     """The engine of a run: DeepSpeed's with the JSON file `ds`, else the plain one."""
     if ds is None:
         return PlainEngine(model, optimizer, recipe, rank)

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from data.errors import UserError
+from data.loader import worker_death
 
 T = TypeVar("T")
 
@@ -114,13 +115,13 @@ class StopSignal:
 def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Parses the command line; a mistake in it is told by the first rank alone."""
     if os.environ.get("RANK", "0") == "0":
-        return parser.parse_args()
+        return parser.parse_intermixed_args()
     with (
         Path(os.devnull).open("w") as nowhere,
         contextlib.redirect_stderr(nowhere),
         contextlib.redirect_stdout(nowhere),
     ):
-        return parser.parse_args()
+        return parser.parse_intermixed_args()
 
 
 def command(main: Callable[[], None]) -> NoReturn:
@@ -138,7 +139,10 @@ def command(main: Callable[[], None]) -> NoReturn:
     except KeyboardInterrupt:
         code = 130
     except RuntimeError as error:
-        if several and any(sign in str(error) for sign in ("Connection closed by peer", "Connection reset by peer")):
+        reason = worker_death(error)
+        if reason is not None:
+            print(f"error: rank {index}: {reason}", file=sys.stderr, flush=True)
+        elif several and any(sign in str(error) for sign in ("Connection closed by peer", "Connection reset by peer")):
             print(f"rank {index}: ends because another rank has ended", file=sys.stderr, flush=True)
         else:
             traceback.print_exc()

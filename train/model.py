@@ -56,7 +56,8 @@ def build_model(recipe: Recipe, config: dict[str, Any]) -> CofinetuneModel:
                 trained, _ = load_model(find_weights(project_path(source)))
                 model.backbone.load_state_dict(trained.backbone.state_dict())
             else:
-                init_from_image_vit(model.backbone, source, inflate=recipe.model.init.inflate)
+                average = recipe.model.init.inflate == "average"
+                init_from_image_vit(model.backbone, source, "average" if average else "central_frame")
         except (ValueError, RuntimeError, OSError) as error:
             raise UserError(f"model.init.source={source}: {error}") from error
     return model

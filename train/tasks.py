@@ -10,7 +10,7 @@ from data.dataset import MixtureDataset, TaskData
 from data.errors import UserError
 from data.order import EpochOrder
 from data.shards import ClassInfo, ShardSet
-from train.recipe import Recipe, TaskRecipe, view_config
+from train.recipe import Recipe, TaskRecipe, load_recipe, view_config
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,10 @@ def _open(name: str, task: TaskRecipe, recipe: Recipe, train: bool, val: bool) -
     for key, prefix, wanted in (("shards", task.shards, train), ("val_shards", task.val_shards, val)):
         if not wanted or prefix is None:
             continue
-        shards = ShardSet(prefix)
+        try:
+            shards = ShardSet(prefix)
+        except UserError as error:
+            raise UserError(f"tasks.{name}.{key}: {error}{_toy_hint(prefix)}") from error
         if shards.manifest.kind != task.kind:
             raise UserError(f"tasks.{name}.kind={task.kind}, but {key}={prefix} is a {shards.manifest.kind} set")
         if len(shards) == 0:
@@ -75,3 +78,10 @@ def _open(name: str, task: TaskRecipe, recipe: Recipe, train: bool, val: bool) -
             f"({len(classes['val_shards'])} classes) do not have the same list of classes; pack both with one list"
         )
     return Task(name, task, next(iter(classes.values()), []), opened.get("shards"), opened.get("val_shards"))
+
+
+def _toy_hint(prefix: str) -> str:
+    """What a newcomer, who starts the toy recipe first of all, has to type."""
+    if load_recipe().data_root not in prefix:
+        return "; shard_tools/pack_*.py do that, and data_root=FOLDER or the recipe's paths say where they are"
+    return ". `make demo` in the project's folder makes, packs and trains the toy world; real data: see README.md"

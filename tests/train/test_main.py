@@ -1,0 +1,197 @@
+"""Training as a user starts it: under deepspeed, torchrun and python, on real shards, with the user's mistakes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.dist import free_port
+from tests.tiny_shards import make_classification_set, make_localisation_set
+from train.recipe import PROJECT, load_recipe
+
+BIN = Path(sys.executable).parent
+MAIN = str(PROJECT / "train" / "main.py")
+RECIPE = """
+name: small
+out: {folder}/run
+steps: 4
+workers: 1
+log_every: 2
+window: 2
+model: {{name: vit_tiny, embed_dim: 32, depth: 2, num_heads: 2, num_frames: 4, image_size: 32}}
+tasks:
+  kinetics: {{kind: classification, shards: {folder}/kinetics-train, val_shards: {folder}/kinetics-val, batch: 4}}
+  ava: {{kind: localisation, shards: {folder}/ava-train, val_shards: {folder}/ava-val, batch: 4, micro_batch: 2}}
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with shards and `recipe.yaml`."""
+    folder = tmp_path_factory.mktemp("world")
+    for split in ("train", "val"):
+        make_classification_set(folder, "kinetics", split)
+        make_localisation_set(folder, "ava", split)
+    (folder / "recipe.yaml").write_text(RECIPE.format(folder=folder))
+    return folder
+
+
+def launcher(kind: str) -> list[str]:
+    if kind == "python":
+        return [sys.executable, MAIN]
+    if kind == "torchrun":
+        rendezvous = ["--nnodes=1", "--nproc-per-node=2", f"--master-port={free_port()}"]
+        return [sys.executable, "-m", "torch.distributed.run", *rendezvous, MAIN]
+    return [str(BIN / "deepspeed"), "--num_accelerators", "2", "--master_port", str(free_port()), MAIN]
+
+
+def start(kind: str, *args: str, cwd: Path) -> subprocess.Popen[str]:
+    # Without what an outer launcher may have set, and from a folder that is not the project's.
+    outer = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
+    env = {key: value for key, value in os.environ.items() if key not in outer}
+    return subprocess.Popen(
+        [*launcher(kind), *args], cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def run(kind: str, *args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    process = start(kind, *args, cwd=cwd)
+    try:
+        out, err = process.communicate(timeout=150)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def weights(run_folder: Path) -> dict[str, torch.Tensor]:
+    newest = (run_folder / "checkpoints" / "latest").read_text().strip()
+    return load_file(run_folder / "checkpoints" / newest / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def plain(world):
+    """The run in one plain process."""
+    done = run("python", "--recipe", "recipe.yaml", "out=plain", cwd=world)
+    assert done.returncode == 0, done.stderr
+    return world / "plain", done
+
+
+def test_plain_python_trains(plain):
+    folder, done = plain
+    assert "kinetics: classification, 6 examples of 3 classes" in done.stdout
+    assert "step 4/4" in done.stdout and "data wait" in done.stdout
+    assert load_recipe(folder / "recipe.yaml").steps == 4
+    board = EventAccumulator(str(folder / "tensorboard"))
+    board.Reload()
+    wanted = {"loss/kinetics", "loss/ava", "train/lr", "train/gradient_norm", "speed/clips_per_second"}
+    assert wanted | {"speed/data_wait_share"} <= set(board.Tags()["scalars"])
+    assert [event.step for event in board.Scalars("loss/ava")] == [2, 4]
+
+
+@pytest.mark.parametrize("kind", ["deepspeed", "torchrun"])
+def test_the_same_run_under_other_launchers(world, plain, kind):
+    ds = "ds_configs/zero2.json"  # found in the project, wherever the command is given
+    done = run(kind, "--ds", ds, "--recipe", "recipe.yaml", f"out={kind}", cwd=world)
+    assert done.returncode == 0, done.stderr
+    first, second = weights(plain[0]), weights(world / kind)
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=2e-6)
+
+
+def test_a_finished_run_is_not_overwritten(world, plain):
+    refused = run("python", "--recipe", "recipe.yaml", "out=plain", cwd=world)
+    assert refused.returncode == 1
+    assert (
+        refused.stderr.strip() == "error: plain holds checkpoints: add --resume to go on, or out=FOLDER for another run"
+    )
+    again = run("python", "--recipe", "recipe.yaml", "out=plain", "--resume", cwd=world)
+    assert again.returncode == 0 and "from step 4 on" in again.stdout
+    other = run("python", "--recipe", "recipe.yaml", "out=plain", "--resume", "model.depth=3", cwd=world)
+    assert other.returncode == 1
+    assert "model.depth: 2 -> 3" in other.stderr and "Traceback" not in other.stderr
+
+
+def test_sigterm_saves_and_resume_is_bitwise(world):
+    options = ["--ds", "ds_configs/zero2.json", "--recipe", "recipe.yaml", "steps=40", "save_every=1000", "log_every=1"]
+    whole = run("deepspeed", *options, "out=whole", cwd=world)
+    assert whole.returncode == 0, whole.stderr
+    process = start("deepspeed", *options, "out=cut", cwd=world)
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("step 3/"):
+                ranks = subprocess.run(
+                    ["pgrep", "-f", f"{MAIN}.*out=cut"], capture_output=True, text=True
+                ).stdout.split()
+                for rank in ranks:
+                    if "local_rank" in Path(f"/proc/{rank}/cmdline").read_text() and int(rank) != process.pid:
+                        os.kill(int(rank), signal.SIGUSR1)
+                break
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert "stopped by SIGUSR1 after step" in out, out + err
+    state = json.loads(next((world / "cut" / "checkpoints").glob("step-*/state.json")).read_text())
+    assert 3 <= state["step"] < 40
+    again = run("deepspeed", *options, "out=cut", "--resume", cwd=world)
+    assert again.returncode == 0, again.stderr
+    first, second = weights(world / "whole"), weights(world / "cut")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["tasks.ava.shards=none/ava-train"], "no shards at none/ava-train"),
+        (["optim.lrr=1"], "unknown key optim.lrr; did you mean optim.lr?"),
+        (["tasks.ava.batch=3", "tasks.ava.micro_batch=1"], "tasks.ava.batch=3 does not divide over 2 ranks"),
+        (
+            ["tasks.ava.shards=kinetics-train"],
+            "tasks.ava.kind=localisation, but shards=kinetics-train is a classification",
+        ),
+        (["model.num_heads=5"], "model: backbone"),
+    ],
+)
+def test_a_mistake_is_told_once(world, args, message):
+    done = run("torchrun", "--ds", "ds_configs/zero2.json", "--recipe", "recipe.yaml", "out=bad", *args, cwd=world)
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and message in errors[0], done.stderr
+    assert 'main.py", line' not in done.stderr, "a traceback"
+    assert not (world / "bad").exists()
+
+
+def test_without_shards_it_says_what_to_run(tmp_path):
+    """The first thing that a newcomer may type."""
+    done = run(
+        "deepspeed", "--ds", "ds_configs/zero2.json", f"data_root={tmp_path}/none", f"out={tmp_path}/run", cwd=tmp_path
+    )
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and "pack_" in errors[0], done.stderr
+
+
+def test_a_dead_rank_ends_the_job_with_its_reason(world):
+    """A clip budget that one rank exceeds: its reason is told, and the others do not hang."""
+    broken = world / "broken"
+    broken.mkdir()
+    shards = make_classification_set(broken, "kinetics", "train")
+    for shard in shards.manifest.shards:
+        tar = broken / shard.name
+        tar.write_bytes(tar.read_bytes().replace(b"moov", b"mxxv"))
+    done = run(
+        "torchrun", "--ds", "ds_configs/zero2.json", "--recipe", "recipe.yaml", "out=dead",
+        f"tasks.kinetics.shards={broken}/kinetics-train", cwd=world,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "samples of" in done.stderr and "in a row could not be used" in done.stderr
+    assert 'main.py", line' not in done.stderr, "a traceback"

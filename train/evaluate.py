@@ -1,0 +1,178 @@
+"""Entry point of evaluation: `deepspeed train/evaluate.py --ds ds_configs/zero2.json --checkpoint RUN`."""
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data.decode import require_ffmpeg
+from data.errors import UserError
+from models import CofinetuneModel, load_model
+from train.ava_map import number_or_null
+from train.checkpoint import find_weights, read_state, write_atomically
+from train.engine import deepspeed_config
+from train.evaluators import Result, evaluate_tasks
+from train.frame_map import DEFAULT_PROTOCOL
+from train.launch import Rank, command, init_distributed, parse_args
+from train.recipe import Recipe, load_recipe, parse_recipe, project_path
+from train.tasks import Task, open_tasks
+
+SHOWN_FAILURES = 5
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="deepspeed train/evaluate.py",
+        description="Evaluates a run's newest checkpoint on the validation shards of its tasks; writes RUN/eval. Also "
+        "starts under torchrun, or under plain python as one process; the figures do not depend on the number of them.",
+        epilog="Example: deepspeed train/evaluate.py --ds ds_configs/zero2.json --checkpoint runs/toy workers=8",
+    )
+    p.add_argument(
+        "--checkpoint", required=True, metavar="RUN", help="a run's folder (its newest checkpoint), or a checkpoint's"
+    )
+    p.add_argument("--recipe", metavar="YAML", help="whose tasks and views (default: the recipe that the run kept)")
+    p.add_argument("--ds", metavar="JSON", help="DeepSpeed's configuration, checked like in training (default: none)")
+    p.add_argument("--task", action="append", metavar="NAME", help="evaluate this task; repeatable (default: all)")
+    p.add_argument(
+        "--limit", type=int, metavar="N", help="at most N examples of each task, spread evenly (default: all of them)"
+    )
+    p.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the recipe, as in eval_batch=64")
+    return p
+
+
+def run(args: argparse.Namespace, rank: Rank) -> None:
+    """The steps of an evaluation, on every rank."""
+    checkpoint = project_path(args.checkpoint)
+    weights = rank.together(lambda: find_weights(checkpoint))
+    out = weights.parent.parent if weights.parent.name == "checkpoints" else weights
+    recipe = rank.together(lambda: read_recipe(args, out, weights))
+    model, config = rank.together(lambda: read_model(weights))
+    tasks = rank.together(lambda: open_validation(recipe, args.task, config))
+
+    results = evaluate_tasks(model.to(rank.device), tasks, rank, recipe, limit=args.limit)
+
+    rank.together(lambda: write(out / "eval", weights, tasks, results) if rank.first else None)
+    if rank.first:
+        print(table(results))
+        print(f"written: {out / 'eval' / 'metrics.json'}")
+
+
+def read_recipe(args: argparse.Namespace, out: Path, weights: Path) -> Recipe:
+    """The recipe that is asked for, or else the run's. Raises UserError for bad arguments too."""
+    require_ffmpeg()
+    if args.limit is not None and args.limit < 1:
+        raise UserError(f"--limit {args.limit}: expected 1 or more")
+    if args.recipe is not None:
+        recipe = load_recipe(args.recipe, args.overrides)
+    elif (out / "recipe.yaml").is_file():
+        recipe = load_recipe(out / "recipe.yaml", args.overrides)
+    elif (weights / "state.json").is_file():
+        recipe = parse_recipe(read_state(weights)["recipe"], str(weights / "state.json"), args.overrides)
+    else:
+        raise UserError(f"{out} holds no recipe.yaml: say with --recipe which tasks to evaluate")
+    if args.ds is not None:
+        deepspeed_config(args.ds, recipe)
+    return recipe
+
+
+def read_model(weights: Path) -> tuple[CofinetuneModel, dict[str, Any]]:
+    """Model and configuration of a checkpoint. Raises UserError where it cannot be read."""
+    try:
+        return load_model(weights)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def open_validation(recipe: Recipe, names: Sequence[str] | None, config: dict[str, Any]) -> list[Task]:
+    """The tasks to evaluate, checked against the model's configuration.
+
+    Raises:
+        UserError: no such task, no validation shards at all, or a model that was trained for other clips or classes.
+    """
+    for name in names or []:
+        if name not in recipe.tasks:
+            raise UserError(f"--task {name}: the recipe's tasks are {', '.join(recipe.tasks)}")
+    recipe.tasks = {name: task for name, task in recipe.tasks.items() if not names or name in names}
+    tasks = [task for task in open_tasks(recipe, train=False) if task.val is not None]
+    if not tasks:
+        raise UserError(f"none of the tasks {', '.join(recipe.tasks)} has val_shards: there is nothing to evaluate on")
+    for key in ("num_frames", "image_size"):
+        wanted, trained = getattr(recipe.model, key), config["backbone"][key]
+        if wanted != trained:
+            raise UserError(f"the recipe has model.{key}={wanted}, the checkpoint {trained}: give the run's own recipe")
+    heads = config.get("tasks", {})
+    for task in tasks:
+        if task.name not in heads:
+            raise UserError(f"the checkpoint has no head for the task {task.name}, only for {', '.join(heads)}")
+        if heads[task.name]["classes"] != [{"id": c.id, "name": c.name} for c in task.classes]:
+            raise UserError(
+                f"{task.recipe.val_shards} has other classes than the checkpoint's head for {task.name} was trained on"
+            )
+    return tasks
+
+
+def write(folder: Path, weights: Path, tasks: Sequence[Task], results: dict[str, Result]) -> None:
+    """Writes metrics.json, and for localisation the files that `train/ava_map.py` reads."""
+    summary: dict[str, Any] = {
+        "checkpoint": str(weights),
+        "step": read_state(weights)["step"] if (weights / "state.json").is_file() else None,
+        "tasks": {task.name: describe(task, results[task.name]) for task in tasks},
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for task in tasks:
+            boxes = results[task.name].boxes
+            if boxes is not None:
+                boxes.write_detections(folder / f"{task.name}_detections.csv", task.classes)
+                boxes.write_groundtruth(folder / f"{task.name}_groundtruth.csv", task.classes)
+                boxes.write_labelmap(folder / f"{task.name}_labelmap.pbtxt", task.classes)
+        write_atomically(folder / "metrics.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error}") from error
+
+
+def describe(task: Task, result: Result) -> dict[str, Any]:
+    """A task's part of metrics.json."""
+    return {
+        "kind": task.recipe.kind,
+        "shards": task.recipe.val_shards,
+        "metrics": {name: number_or_null(value) for name, value in result.metrics.items()},
+        "chance": {name: number_or_null(value) for name, value in result.chance.items()},
+        "counts": {**result.counts, "failed": len(result.failures)},
+        "failures": [{"key": bad.key, "reason": bad.reason} for bad in result.failures],
+        "per_class": result.per_class,
+        **({"protocol": DEFAULT_PROTOCOL} if task.recipe.kind == "localisation" else {}),
+    }
+
+
+def table(results: dict[str, Result]) -> str:
+    """A line per task and metric, in percent, and what could not be read."""
+    rows = [("task", "metric", "value, %", "chance, %")]
+    for task, result in results.items():
+        for name, value in result.metrics.items():
+            rows.append((task, name, _percent(value), _percent(result.chance.get(name, math.nan))))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows]
+    for task, result in results.items():
+        count = len(result.failures)
+        if count:
+            lines.append(f"{task}: {count} of {count + result.counts['examples']} examples could not be read:")
+            lines += [f"  {bad.key}: {bad.reason}" for bad in result.failures[:SHOWN_FAILURES]]
+            lines += ["  and so on: see metrics.json"] if count > SHOWN_FAILURES else []
+    return "\n".join(lines)
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.2f}"
+
+
+def main() -> None:
+    args = parse_args(parser())
+    run(args, init_distributed())
+
+
+if __name__ == "__main__":
+    command(main)

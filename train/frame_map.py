@@ -1,0 +1,247 @@
+"""AVA's metric on arrays: frame mAP at IoU 0.5, by the rules of the official evaluator and of its best-known copies.
+
+The rules, the same for all protocols (activitynet/ActivityNet, Evaluation/get_ava_performance.py and Evaluation/ava):
+
+1. A detection is compared with one ground-truth box only: the one of its class and keyframe that it overlaps most.
+2. It is a true positive if that IoU is at least 0.5 and no detection before it took the box; else a false positive.
+3. Average precision is the area under the precision-recall curve of all detections of a class, highest score first,
+   where precision is replaced by the highest precision at any higher recall (all points, no 11-point sampling).
+4. mAP is the mean over the classes that have ground truth. A class that is never detected has AP 0.
+5. A detection whose box has no area is dropped (after the cap); a ground-truth box without area stays, and is missed.
+
+Where scores tie, the detection that comes first in the arrays goes first. The programs copied here leave ties to an
+unstable sort, so with tied scores their own figure depends on the machine.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+IOU_THRESHOLD = 0.5
+_CHUNK = 1 << 19  # detections whose overlaps are computed at a time: bounds memory
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What differs between the evaluators.
+
+    Attributes:
+        max_per_image: rows of a keyframe that count, the highest-scoring ones over all evaluated classes; 0 = all.
+        only_named_keyframes: whether detections on keyframes that the ground truth does not name are left out; if not,
+            they are false positives.
+        drops_excluded: whether keyframes of the exclusion list are left out.
+        matches_in_file_order: whether rule 2's "before it" means earlier in the arrays, instead of a higher score.
+    """
+
+    max_per_image: int
+    only_named_keyframes: bool
+    drops_excluded: bool
+    matches_in_file_order: bool = False
+
+
+PROTOCOLS = {
+    "activitynet-2020": Protocol(50, only_named_keyframes=True, drops_excluded=False),
+    "activitynet-2019": Protocol(50, only_named_keyframes=False, drops_excluded=True),
+    # slowfast/utils/ava_eval_helper.py does not sort a keyframe's rows before it matches them.
+    "slowfast": Protocol(0, only_named_keyframes=False, drops_excluded=True, matches_in_file_order=True),
+    "mmaction2": Protocol(0, only_named_keyframes=False, drops_excluded=True),
+}
+DEFAULT_PROTOCOL = "activitynet-2020"
+
+
+@dataclass(frozen=True)
+class FrameBoxes:
+    """N labelled boxes as columns. Boxes of ground truth and detections on one keyframe share its number.
+
+    Attributes:
+        frames: int64 [N], number of the keyframe, 0 or more.
+        boxes: float64 [N, 4], (x1, y1, x2, y2) in any unit that both sides share.
+        classes: int64 [N], index of the class, 0 or more.
+        scores: float64 [N], finite; None for ground truth.
+    """
+
+    frames: np.ndarray
+    boxes: np.ndarray
+    classes: np.ndarray
+    scores: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        rows = len(self.frames)
+        columns = {"boxes": self.boxes.shape == (rows, 4), "classes": self.classes.shape == (rows,)}
+        if self.scores is not None:
+            columns["scores"] = self.scores.shape == (rows,) and bool(np.isfinite(self.scores).all())
+        for name, fits in columns.items():
+            if not fits:
+                raise ValueError(f"{name}: wrong shape for {rows} rows, or not finite")
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def take(self, rows: np.ndarray) -> "FrameBoxes":
+        """The rows that a mask or an index array chooses."""
+        scores = None if self.scores is None else self.scores[rows]
+        return FrameBoxes(self.frames[rows], self.boxes[rows], self.classes[rows], scores)
+
+
+@dataclass(frozen=True)
+class FrameMap:
+    """The result for C classes.
+
+    Attributes:
+        per_class: float64 [C], average precision in [0, 1]; NaN for a class without ground truth.
+        instances: int64 [C], ground-truth boxes that counted.
+        detections: int64 [C], detections that counted.
+    """
+
+    per_class: np.ndarray
+    instances: np.ndarray
+    detections: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """mAP in [0, 1]: the mean over classes that have ground truth; NaN where none has."""
+        return self.mean_of(np.ones(len(self.per_class), dtype=bool))
+
+    def mean_of(self, classes: np.ndarray) -> float:
+        """The mean over the classes of a mask or index array that have ground truth; NaN where none has."""
+        chosen = self.per_class[classes]
+        chosen = chosen[~np.isnan(chosen)]
+        return float(chosen.mean()) if len(chosen) else float("nan")
+
+
+def frame_map(
+    groundtruth: FrameBoxes,
+    detections: FrameBoxes,
+    num_classes: int,
+    protocol: Protocol = PROTOCOLS[DEFAULT_PROTOCOL],
+    *,
+    named: np.ndarray | None = None,
+    excluded: np.ndarray | None = None,
+) -> FrameMap:
+    """Frame mAP of `detections` against `groundtruth`, in float64.
+
+    Args:
+        groundtruth: boxes of the evaluated classes.
+        detections: scored boxes of the evaluated classes.
+        num_classes: C; classes are in [0, C).
+        protocol: see `Protocol`; one of PROTOCOLS, or of your own.
+        named: int64 [any], keyframes that the ground truth names; those of its boxes where None. To be given where
+            keyframes without a box, or with none of an evaluated class, were annotated too.
+        excluded: int64 [any], keyframes on the exclusion list; used where the protocol drops them.
+
+    Raises:
+        ValueError: a class outside of [0, C), or detections without scores.
+    """
+    if detections.scores is None:
+        raise ValueError("detections have no scores")
+    for boxes in (groundtruth, detections):
+        if len(boxes) and not 0 <= boxes.classes.min() <= boxes.classes.max() < num_classes:
+            raise ValueError(f"classes must be in [0, {num_classes})")
+    if protocol.only_named_keyframes:
+        detections = detections.take(_member(detections.frames, groundtruth.frames if named is None else named))
+    if protocol.drops_excluded and excluded is not None:
+        groundtruth = groundtruth.take(~_member(groundtruth.frames, excluded))
+        detections = detections.take(~_member(detections.frames, excluded))
+    assert detections.scores is not None
+    # From here on rows are in order of score, and `order` says which row of the file each one is.
+    order = np.argsort(-detections.scores, kind="stable")
+    if protocol.max_per_image:
+        order = order[_rank_within(detections.frames[order]) < protocol.max_per_image]
+    x1, y1, x2, y2 = detections.boxes[order].T
+    order = order[(x1 < x2) & (y1 < y2)]
+    detections = detections.take(order)
+
+    best, overlap = _best_groundtruth(groundtruth, detections, num_classes)
+    candidates = np.flatnonzero(overlap >= IOU_THRESHOLD)
+    if protocol.matches_in_file_order:
+        candidates = candidates[np.argsort(order[candidates])]
+    _, first = np.unique(best[candidates], return_index=True)
+    is_match = np.zeros(len(detections), dtype=bool)
+    is_match[candidates[first]] = True
+
+    instances = np.bincount(groundtruth.classes, minlength=num_classes)
+    counts = np.bincount(detections.classes, minlength=num_classes)
+    by_class = np.argsort(detections.classes, kind="stable")
+    matches = np.split(is_match[by_class], np.cumsum(counts)[:-1])
+    per_class = np.array([average_precision(m, n) for m, n in zip(matches, instances.tolist(), strict=True)])
+    return FrameMap(per_class, instances, counts)
+
+
+def average_precision(is_match: np.ndarray, instances: int) -> float:
+    """Area under the interpolated precision-recall curve.
+
+    Args:
+        is_match: bool [N], whether each detection is a true positive, highest score first.
+        instances: number of ground-truth boxes.
+
+    Returns:
+        AP in [0, 1]; NaN where there is no ground truth.
+    """
+    if instances == 0:
+        return float("nan")
+    places = np.flatnonzero(is_match)
+    # Recall rises at true positives only, and precision falls between them: no other point shapes the envelope.
+    precision = np.arange(1, len(places) + 1) / (places + 1)
+    envelope = np.maximum.accumulate(precision[::-1])
+    return float(envelope.sum() / instances)
+
+
+def _best_groundtruth(
+    groundtruth: FrameBoxes, detections: FrameBoxes, num_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each detection the ground-truth box (int64 row) of its frame and class that it overlaps most, and the IoU.
+
+    Of equal overlaps the box that comes first wins. Without any such box the IoU is 0 and the row is meaningless.
+    """
+    groups = groundtruth.frames * num_classes + groundtruth.classes
+    by_group = np.argsort(groups, kind="stable")
+    groups = groups[by_group]
+    best = np.zeros(len(detections), dtype=np.int64)
+    overlap = np.zeros(len(detections))
+    for start in range(0, len(detections), _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        wanted = detections.frames[chunk] * num_classes + detections.classes[chunk]
+        low, high = np.searchsorted(groups, wanted, "left"), np.searchsorted(groups, wanted, "right")
+        rows = np.flatnonzero(high > low)
+        if not len(rows):
+            continue
+        counts = (high - low)[rows]
+        starts = np.cumsum(counts) - counts
+        # One entry per (detection, ground-truth box) pair, those of one detection side by side.
+        owner = np.repeat(rows, counts)
+        other = by_group[np.arange(len(owner)) + np.repeat(low[rows] - starts, counts)]
+        iou = _iou(detections.boxes[chunk][owner], groundtruth.boxes[other])
+        highest = np.maximum.reduceat(iou, starts)
+        at_highest = np.flatnonzero(iou == np.repeat(highest, counts))
+        _, first = np.unique(owner[at_highest], return_index=True)
+        best[start + rows] = other[at_highest[first]]
+        overlap[start + rows] = highest
+    return best, overlap
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """IoU of N pairs of boxes [N, 4], 0 where they do not overlap.
+
+    Summed in the official evaluator's order, so that an IoU next to 0.5 falls on the same side.
+    """
+    width = np.minimum(a[:, 2], b[:, 2]) - np.maximum(a[:, 0], b[:, 0])
+    height = np.minimum(a[:, 3], b[:, 3]) - np.maximum(a[:, 1], b[:, 1])
+    intersection = np.maximum(width, 0) * np.maximum(height, 0)
+    area_a = (a[:, 2] - a[:, 0]) * (a[:, 3] - a[:, 1])
+    area_b = (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1])
+    # Boxes that overlap have area, so nothing is divided by 0.
+    return np.divide(intersection, area_a + area_b - intersection, out=np.zeros(len(a)), where=intersection > 0)
+
+
+def _rank_within(groups: np.ndarray) -> np.ndarray:
+    """int64 [N]: how many earlier rows belong to the same group."""
+    by_group = np.argsort(groups, kind="stable")
+    sizes = np.bincount(groups) if len(groups) else np.zeros(0, np.int64)
+    rank = np.empty(len(groups), dtype=np.int64)
+    rank[by_group] = np.arange(len(groups)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return rank
+
+
+def _member(frames: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """bool [N]: whether each keyframe number is among the chosen ones."""
+    return np.isin(frames, np.unique(chosen))

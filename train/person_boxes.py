@@ -1,0 +1,150 @@
+"""Person boxes for a video: from a file in one of the field's layouts, or from torchvision's detector."""
+
+import os
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from data.ava_files import Keyframe, read_annotations, read_proposals
+from data.errors import UserError
+from data.text_files import read_rows
+
+AVA_START = 900.0
+"""Second of the movie at which AVA's published 15-minute copies begin."""
+
+COCO_PERSON = 1
+
+
+@dataclass(frozen=True)
+class BoxFile:
+    """A video's part of a file of person boxes.
+
+    Attributes:
+        video_id: as in the file.
+        start: second of the movie at which the video begins.
+        times: float64 [n], seconds in the video, ascending.
+        boxes: for each time float64 [k, 4], (x1, y1, x2, y2) in [0, 1].
+        outside: number of keyframes of the file that lie before or after the video.
+    """
+
+    video_id: str
+    start: float
+    times: np.ndarray
+    boxes: list[np.ndarray]
+    outside: int
+
+
+def read_box_file(path: str, video: Path, seconds: float, start: float | None, least: float) -> BoxFile:
+    """Reads the boxes of one video.
+
+    Args:
+        path: SlowFast's CSV or mmaction2's pickle of proposals, or a CSV in AVA's layout, whose boxes score 1.
+        video: its name without the ending is the video id, unless the file knows one video only.
+        seconds: length of the video.
+        start: second of the movie at which the video begins; None: 0 or AVA's 900, whichever more keyframes fit.
+        least: score that a box needs.
+
+    Raises:
+        UserError: a malformed file, none of its boxes are of this video, or none lie inside of it.
+    """
+    keyframes = _read_any(path)
+    ids = sorted({name for name, _ in keyframes})
+    if video.stem not in ids and len(ids) > 1:
+        some = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
+        raise UserError(f"{path}: has no boxes of a video {video.stem!r}; it has {some}. Name the video like its id")
+    video_id = video.stem if video.stem in ids else ids[0]
+    stamps = np.array(sorted(stamp for name, stamp in keyframes if name == video_id))
+
+    def inside(begin: float) -> np.ndarray:
+        return (stamps >= begin) & (stamps <= begin + seconds)
+
+    if start is None:
+        start = max((0.0, AVA_START), key=lambda begin: int(inside(begin).sum()))
+    chosen = stamps[inside(start)]
+    if not len(chosen):
+        raise UserError(
+            f"{path}: the boxes of {video_id} are at seconds {stamps[0]:g} to {stamps[-1]:g}, the video at {start:g} to"
+            f" {start + seconds:g}; say with --video-start at which second of the movie the file begins"
+        )
+    boxes = [keyframes[video_id, stamp] for stamp in chosen.tolist()]
+    return BoxFile(
+        video_id=video_id,
+        start=start,
+        times=chosen - start,
+        boxes=[_clean(rows[rows[:, 4] >= least, :4]) for rows in boxes],
+        outside=len(stamps) - len(chosen),
+    )
+
+
+def _read_any(path: str) -> dict[Keyframe, np.ndarray]:
+    """Keyframe -> float64 [k, 5], x1 y1 x2 y2 score."""
+    if path.endswith((".pkl", ".pickle")):
+        return read_proposals(path)
+    # SlowFast's seventh column is empty or its last one a score with a point; AVA's last one is a person's number.
+    rows = (row for part in read_rows(path) for row in part.rows)
+    if any(len(row) == 8 and (not row[6].strip() or "." in row[7]) for row in rows):
+        return read_proposals(path)
+    annotations = read_annotations(path)
+    found: dict[Keyframe, list[np.ndarray]] = {}
+    for video, stamp, box in zip(
+        annotations.video_ids, annotations.timestamps.tolist(), annotations.boxes, strict=True
+    ):
+        found.setdefault((video, stamp), []).append(box)
+    # One row per action: a person's box is there several times.
+    persons = {key: np.unique(np.stack(boxes), axis=0) for key, boxes in found.items()}
+    return {key: np.hstack([boxes, np.ones((len(boxes), 1))]) for key, boxes in persons.items()}
+
+
+def _clean(boxes: np.ndarray) -> np.ndarray:
+    """Clips boxes to the frame, and drops those that have no area left."""
+    boxes = boxes.clip(0, 1)
+    return boxes[(boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])]
+
+
+def load_detector(device: torch.device) -> Callable[[Tensor], np.ndarray]:
+    """torchvision's Faster R-CNN, if its weights lie in torch's cache; nothing is downloaded.
+
+    Returns:
+        A function of a frame, uint8 [3, H, W], to float64 [k, 5]: persons as x1 y1 x2 y2 in [0, 1] and score.
+
+    Raises:
+        UserError: no weights here.
+    """
+    from torchvision.models import detection
+
+    known = [
+        (detection.fasterrcnn_resnet50_fpn_v2, detection.FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1),
+        (detection.fasterrcnn_resnet50_fpn, detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1),
+    ]
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    for build, weights in known:
+        file = folder / os.path.basename(weights.url)
+        if file.is_file():
+            model = build(weights=None, weights_backbone=None)
+            try:
+                model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+            except (RuntimeError, OSError, ValueError, EOFError, pickle.UnpicklingError) as error:
+                raise UserError(f"{file}: not the weights of torchvision's person detector ({error})") from error
+            return _detector(model.to(device).eval(), device)
+    raise UserError(
+        "no person boxes: give --boxes CSV (rows of video_id,timestamp,x1,y1,x2,y2,,score), or put torchvision's person"
+        f" detector into {folder}: {known[0][1].url}"
+    )
+
+
+def _detector(model: nn.Module, device: torch.device) -> Callable[[Tensor], np.ndarray]:
+    @torch.inference_mode()
+    def detect(frame: Tensor) -> np.ndarray:
+        found = model([frame.to(device).float() / 255])[0]
+        persons = found["labels"] == COCO_PERSON
+        height, width = frame.shape[-2:]
+        boxes = found["boxes"][persons].cpu().double().numpy() / (width, height, width, height)
+        scores = found["scores"][persons].cpu().double().numpy()
+        return np.hstack([boxes, scores[:, None]])
+
+    return detect
