@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
-from models import CofinetuneModel, save_model
+from models import save_model
 from train.engine import Engine
 from train.launch import Rank
 from train.recipe import Recipe, dump_recipe, parse_recipe, recipe_differences
@@ -56,7 +56,7 @@ class Checkpoints:
         def write() -> None:
             engine.save(partial)
             if rank.first:
-                write_weights(partial, engine.module, config)
+                save_model(partial, engine.module, config)
                 state = {"step": step, "world": rank.world, "recipe": dump_recipe(recipe)}
                 (partial / "state.json").write_text(json.dumps(state, indent=1))
 
@@ -130,12 +130,6 @@ def read_state(folder: Path) -> dict[str, Any]:
         return {"step": int(state["step"]), "world": int(state["world"]), "recipe": str(state["recipe"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / 'state.json'} cannot be read ({error}): the checkpoint is not whole") from error
-
-
-def write_weights(folder: Path, model: CofinetuneModel, config: dict[str, Any]) -> None:
-    """Writes model.safetensors and config.json; `config` is create_model's, with further keys under "extra"."""
-    extra = config.get("extra", {})
-    save_model(folder, model, {key: value for key, value in config.items() if key != "extra"}, extra)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -13,7 +13,7 @@ from train.tasks import Task
 
 
 def model_config(recipe: Recipe, tasks: list[Task]) -> dict[str, Any]:
-    """What `models.create_model` takes, and under "extra" what prediction needs: classes and view of every task."""
+    """What `models.create_model` takes, and under "tasks" what prediction needs: classes and view of every task."""
     backbone = asdict(recipe.model)
     mean, std, _ = backbone.pop("mean"), backbone.pop("std"), backbone.pop("init")
     heads = {}
@@ -34,7 +34,7 @@ def model_config(recipe: Recipe, tasks: list[Task]) -> dict[str, Any]:
         "heads": heads,
         "mean": mean,
         "std": std,
-        "extra": {"tasks": told},
+        "tasks": told,
     }
 
 
@@ -46,7 +46,7 @@ def build_model(recipe: Recipe, config: dict[str, Any]) -> CofinetuneModel:
     """
     torch.manual_seed(recipe.seed)
     try:
-        model = create_model({key: value for key, value in config.items() if key != "extra"})
+        model = create_model({key: value for key, value in config.items() if key != "tasks"})
     except ValueError as error:
         raise UserError(f"model: {error}") from error
     source = recipe.model.init.source
