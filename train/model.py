@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from data.errors import UserError
-from models import CofinetuneModel, create_model, init_from_image_vit, load_model
+from models import CofinetuneModel, backbone_from_checkpoint, create_model, init_from_image_vit
 from train.checkpoint import find_weights
 from train.recipe import Recipe, project_path, view_config
 from train.tasks import Task
@@ -53,8 +53,9 @@ def build_model(recipe: Recipe, config: dict[str, Any]) -> CofinetuneModel:
     if source is not None:
         try:
             if project_path(source).is_dir():
-                trained, _ = load_model(find_weights(project_path(source)))
-                model.backbone.load_state_dict(trained.backbone.state_dict())
+                size = {"num_frames": recipe.model.num_frames, "image_size": recipe.model.image_size}
+                trained = backbone_from_checkpoint(find_weights(project_path(source)), **size)
+                model.backbone.load_state_dict(trained.state_dict())
             else:
                 average = recipe.model.init.inflate == "average"
                 init_from_image_vit(model.backbone, source, "average" if average else "central_frame")

@@ -91,9 +91,8 @@ def _read_any(path: str) -> dict[Keyframe, np.ndarray]:
         return read_proposals(path)
     annotations = read_annotations(path)
     found: dict[Keyframe, list[np.ndarray]] = {}
-    for video, stamp, box in zip(
-        annotations.video_ids, annotations.timestamps.tolist(), annotations.boxes, strict=True
-    ):
+    stamps = annotations.timestamps.tolist()
+    for video, stamp, box in zip(annotations.video_ids, stamps, annotations.boxes, strict=True):
         found.setdefault((video, stamp), []).append(box)
     # One row per action: a person's box is there several times.
     persons = {key: np.unique(np.stack(boxes), axis=0) for key, boxes in found.items()}

@@ -1,31 +1,24 @@
 """Entry point of prediction: `python train/predict.py --checkpoint RUN --video V --out OUT.mp4 [--boxes CSV]`."""
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from data import augment, sampling
 from data.errors import UserError
 from data.shards import ClassInfo
-from data.view import ViewConfig
-from models import CofinetuneModel
-from train.checkpoint import find_weights
+from train.clip_scores import Head, clips, grid, load_head
 from train.draw import Painter
-from train.evaluate import read_model
 from train.evaluators.keyframe_boxes import KeyframeBoxes
 from train.frame_map import FrameBoxes
 from train.launch import command, parse_args
 from train.person_boxes import BoxFile, load_detector, read_box_file
-from train.recipe import project_path
 from train.tracks import Person, PersonKeyframe, Tracks
-from train.video_files import VideoReader, VideoWriter
+from train.video_files import CONTAINERS, VideoReader, VideoWriter
 
 Scene = Callable[[float], tuple[list[Person], list[tuple[str, str]]]]
 """Second of the video -> persons and caption to draw."""
@@ -36,7 +29,7 @@ TOP = {"localisation": 3, "classification": 5}
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python train/predict.py",
-        description="Runs a trained model over a video and draws what it says: actions on persons, or classes as a caption.",
+        description="Runs a trained model over a video and draws what it says: actions on persons, or a caption.",
     )
     p.add_argument("--checkpoint", required=True, metavar="RUN", help="a run's folder, or a checkpoint's")
     p.add_argument("--video", required=True, metavar="FILE", help="any video that FFmpeg reads")
@@ -47,9 +40,7 @@ def parser() -> argparse.ArgumentParser:
         help="person boxes: SlowFast's CSV, mmaction2's pickle, or AVA's CSV (default: torchvision's detector, if its "
         "weights are in torch's cache)",
     )
-    p.add_argument(
-        "--task", metavar="NAME", help="whose head (default: the first localisation task, or else the first)"
-    )
+    p.add_argument("--task", metavar="NAME", help="whose head (default: the first localisation task, else the first)")
     p.add_argument(
         "--every", type=float, default=1.0, metavar="SECONDS", help="between predictions (default: %(default)s)"
     )
@@ -71,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
         "--fps",
         type=float,
         help="frame rate of the videos that the model was trained on; clips are sampled at that pace whatever the "
-        "video's own rate (default: what the run has recorded, else the video's own)",
+        "video's own rate (default: the rate that the training set was packed to, or the video's own if to none)",
     )
     p.add_argument("--still", metavar="PNG", help="also write the frame with the most labels (default: none)")
     p.add_argument(
@@ -81,82 +72,25 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-@dataclass(frozen=True)
-class Head:
-    """A task's part of a trained model: how its clips are cut, and what its logits mean."""
-
-    model: CofinetuneModel
-    task: str
-    kind: str
-    classes: list[ClassInfo]
-    view: ViewConfig
-    fps: float | None
-    device: torch.device
-
-    def names(self, scores: np.ndarray, top: int, least: float = 0.0) -> list[tuple[str, float]]:
-        """The `top` highest of scores [C] that are at least `least`, as (name, score)."""
-        order = np.argsort(-scores, kind="stable")[:top]
-        return [(self.classes[i].name, float(scores[i])) for i in order.tolist() if scores[i] >= least]
-
-    @torch.inference_mode()
-    def __call__(self, clip: Tensor, boxes: np.ndarray | None = None) -> Tensor:
-        """Logits of one clip, uint8 [3, T, S, S]: [1, C], or [k, C] of its boxes [k, 4] in the view."""
-        rows = None if boxes is None else torch.from_numpy(boxes.astype(np.float32)).to(self.device)
-        box_clip = None if rows is None else torch.zeros(len(rows), dtype=torch.int64, device=self.device)
-        logits: Tensor = self.model(self.task, clip[None].to(self.device), rows, box_clip)
-        return logits.float().cpu()
-
-    def clip(self, video: VideoReader, time: float) -> Tensor:
-        """The evaluation's view around `time`: uint8 [3, T, S, S].
-
-        Frames are taken at the moments at which a video of the training's frame rate would have them.
-        """
-        view, fps = self.view, self.fps or video.fps
-        if self.kind == "classification" and view.sampling == "segments":
-            times = (np.arange(view.num_frames) + 0.5) * video.seconds / view.num_frames
-        else:
-            reach = view.num_frames * view.stride
-            times = time + (sampling.around_keyframe(2 * reach + 1, reach, view.num_frames, view.stride) - reach) / fps
-        cut = augment.whole_frame if self.kind == "localisation" else augment.centre_square
-        crop = cut(video.height, video.width)
-        frames = [crop.apply(frame[None], view.image_size) for frame in video.frames_at(times)]
-        return torch.cat(frames, dim=1)
-
-
-def load_head(checkpoint: str, task: str | None, fps: float | None, device: torch.device) -> Head:
-    """Raises UserError where there is no such checkpoint or task."""
-    model, config = read_model(find_weights(project_path(checkpoint)))
-    heads: dict[str, Any] = config["heads"]
-    if task is None:
-        task = next((name for name, head in heads.items() if head["kind"] == "localisation"), next(iter(heads)))
-    if task not in heads:
-        raise UserError(f"--task {task}: the checkpoint has {', '.join(heads)}")
-    try:
-        told = config["tasks"][task]
-        classes = [ClassInfo(**c) for c in told["classes"]]
-        view = ViewConfig(**told["view"])
-        fps = fps or told.get("fps")
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{checkpoint}: config.json does not say how {task} is used ({error!r})") from error
-    return Head(model.to(device).eval(), task, heads[task]["kind"], classes, view, fps, device)
-
-
 def main() -> None:
-    args = parse_args(parser())
-    check(args)
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    run(parse_args(parser()))
+
+
+def run(args: argparse.Namespace) -> None:
+    """The steps of a prediction."""
+    device = check(args)
     head = load_head(args.checkpoint, args.task, args.fps, device)
     video = VideoReader(Path(args.video))
     top = args.top or TOP[head.kind]
-    if head.kind == "localisation":
-        scene, still = localise(args, head, video, top)
-    else:
-        scene, still = classify(args, head, video, top)
-    draw(args, video, scene, still)
+    try:
+        scene, still = (localise if head.kind == "localisation" else classify)(args, head, video, top)
+        draw(args, video, scene, still)
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be written: {error.strerror}") from error
 
 
-def check(args: argparse.Namespace) -> None:
-    """Raises UserError for a number out of range, or for a file that would overwrite the video."""
+def check(args: argparse.Namespace) -> torch.device:
+    """The device to use. Raises UserError for an argument that cannot be, before anything takes time."""
     for name in ("threshold", "box_threshold"):
         value = getattr(args, name)
         if value is not None and not 0 <= value <= 1:
@@ -165,33 +99,43 @@ def check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and not 0 < value < 1e6:
             raise UserError(f"--{name} {value}: expected more than 0")
+    if Path(args.out).suffix.lower() not in CONTAINERS:
+        raise UserError(f"--out {args.out}: give a name that ends in {', '.join(CONTAINERS)}")
+    if args.still is not None and Path(args.still).suffix.lower() != ".png":
+        raise UserError(f"--still {args.still}: give a name that ends in .png")
     if Path(args.out).resolve() == Path(args.video).resolve():
         raise UserError(f"--out {args.out} is the video itself")
+    name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from error
 
 
 def localise(args: argparse.Namespace, head: Head, video: VideoReader, top: int) -> tuple[Scene, float]:
     """Scores the persons of every keyframe; what to draw, and the second of the still."""
-    keyframes = persons(args, head, video)
-    scored, all_scores = [], []
-    for time, boxes in tqdm(
-        zip(keyframes.times.tolist(), keyframes.boxes, strict=True), "keyframes", len(keyframes.boxes)
-    ):
-        # Also without persons, so that what is drawn does not depend on who else is there.
-        scores = (
-            head(head.clip(video, time), boxes).sigmoid().numpy() if len(boxes) else np.zeros((0, len(head.classes)))
-        )
-        all_scores.append(scores.astype(np.float32))
-        scored.append(PersonKeyframe(time, boxes, [head.names(row, top, args.threshold) for row in scores]))
-    gaps = np.diff(keyframes.times)
-    tracks = Tracks(scored, reach=1.5 * max(args.every, float(np.median(gaps)) if len(gaps) else 0.0))
+    asked = persons(args, head, video)
+    inhabited = [number for number, boxes in enumerate(asked.boxes) if len(boxes)]
+    scores = {
+        inhabited[place]: head(clip, asked.boxes[inhabited[place]]).sigmoid().numpy()
+        for place, clip in clips(head, video, asked.times[inhabited].tolist(), "keyframes")
+    }
+    keyframes = []
+    for n in sorted(scores):
+        labels = [head.names(row, top, args.threshold) for row in scores[n]]
+        keyframes.append(PersonKeyframe(float(asked.times[n]), asked.boxes[n], labels))
     if args.detections is not None:
-        write_detections(Path(args.detections), keyframes, all_scores, head.classes)
-    labels = [sum(map(len, keyframe.labels)) for keyframe in scored]
+        write_detections(Path(args.detections), asked, scores, head.classes)
+    counts = [sum(map(len, keyframe.labels)) for keyframe in keyframes]
+    found = sum(len(keyframe.boxes) for keyframe in keyframes)
     print(
-        f"{len(scored)} keyframes, {sum(map(len, keyframes.boxes))} persons, {sum(labels)} labels of {args.threshold:g} or"
-        f" more (task {head.task})"
+        f"{len(keyframes)} of {len(asked.times)} keyframes have persons: {found} with {sum(counts)} labels of at least"
+        f" {args.threshold:g} (task {head.task})"
     )
-    return lambda time: (tracks.at(time), []), scored[int(np.argmax(labels))].time
+    gap = float(np.median(np.diff(asked.times))) if len(asked.times) > 1 else 0.0
+    tracks = Tracks(keyframes, reach=1.5 * max(args.every, gap))
+    still = keyframes[int(np.argmax(counts))].time if keyframes else video.seconds / 2
+    return lambda time: (tracks.at(time), []), still
 
 
 def persons(args: argparse.Namespace, head: Head, video: VideoReader) -> BoxFile:
@@ -217,30 +161,26 @@ def persons(args: argparse.Namespace, head: Head, video: VideoReader) -> BoxFile
 
 def classify(args: argparse.Namespace, head: Head, video: VideoReader, top: int) -> tuple[Scene, float]:
     """Classifies a clip every `--every` seconds (once, where a clip spans the whole video)."""
-    times = grid(video.seconds, video.seconds if head.view.sampling == "segments" else args.every)
-    captions = []
-    for time in tqdm(times.tolist(), "clips"):
-        scores = head(head.clip(video, time)).softmax(dim=1)[0].numpy()
-        captions.append([(head.task, ""), *((name, f" {score:.2f}") for name, score in head.names(scores, top))])
+    asked = grid(video.seconds, video.seconds if head.view.sampling == "segments" else args.every)
+    times, captions = [], []
+    for place, clip in clips(head, video, asked.tolist(), "clips"):
+        names = head.names(head(clip).softmax(dim=1)[0].numpy(), top)
+        times.append(asked[place])
+        captions.append([(head.task, ""), *((name, f" {score:.2f}") for name, score in names)])
     print(f"{len(times)} clips (task {head.task})")
-    return lambda time: ([], captions[int(np.abs(times - time).argmin())]), float(times[len(times) // 2])
-
-
-def grid(seconds: float, every: float) -> np.ndarray:
-    """The middles of the parts of `every` seconds that a video has; its middle where it is shorter."""
-    count = max(1, round(seconds / every))
-    return np.minimum((np.arange(count) + 0.5) * every, seconds) if seconds > every else np.array([seconds / 2])
+    return lambda time: ([], captions[int(np.abs(np.array(times) - time).argmin())]), float(times[len(times) // 2])
 
 
 def write_detections(
-    path: Path, keyframes: BoxFile, scores: Sequence[np.ndarray], classes: Sequence[ClassInfo]
+    path: Path, keyframes: BoxFile, scores: dict[int, np.ndarray], classes: Sequence[ClassInfo]
 ) -> None:
     """Writes every class's score of every person, at seconds of the movie."""
+    chosen = sorted(scores)
     KeyframeBoxes(
         keyframes=[(keyframes.video_id, round(float(time) + keyframes.start, 6)) for time in keyframes.times],
-        frames=np.repeat(np.arange(len(keyframes.boxes)), [len(boxes) for boxes in keyframes.boxes]),
-        boxes=np.concatenate(keyframes.boxes),
-        scores=np.concatenate(scores),
+        frames=np.repeat(np.array(chosen, dtype=np.int64), [len(scores[n]) for n in chosen]),
+        boxes=np.concatenate([np.zeros((0, 4)), *(keyframes.boxes[n] for n in chosen)]),
+        scores=np.concatenate([np.zeros((0, len(classes)), np.float32), *(scores[n] for n in chosen)]),
         evaluated=np.arange(len(classes)),
         truth=FrameBoxes(np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0, np.int64)),
     ).write_detections(path, classes)
@@ -258,9 +198,12 @@ def draw(args: argparse.Namespace, video: VideoReader, scene: Scene, still: floa
             if time <= still + 1e-6:
                 image = drawn
     if args.still is not None and image is not None:
+        Path(args.still).parent.mkdir(parents=True, exist_ok=True)
         image.save(args.still)
     if painter.hidden:
-        print(f"note: in one frame {painter.hidden} persons have no room for their labels")
+        print(f"note: {painter.hidden} persons of one frame have no room for their labels", file=sys.stderr)
+    if video.damage is not None:
+        print(f"note: ends early: {video.damage}", file=sys.stderr)
     print(f"{out}: {frames} frames of {painter.width}x{painter.height}")
 
 

@@ -1,11 +1,13 @@
 """Reads a video of any kind by time, and writes one frame by frame: rotated, of varying rate, of odd size."""
 
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,10 +16,17 @@ from torch import Tensor
 from data.decode import require_ffmpeg
 from data.errors import UserError
 
+CONTAINERS = (".mp4", ".mov", ".mkv")
+"""Endings of the names of files that VideoWriter can write."""
+
 MAX_RATE = 60
 """Frames per second that a video of varying rate is written with at most."""
 
 _EPSILON = 1e-4  # seconds: far below a frame, far above the rounding of timestamps
+
+
+class DamagedVideo(UserError):
+    """A frame that cannot be decoded, in a video that can be opened."""
 
 
 class VideoReader:
@@ -27,6 +36,7 @@ class VideoReader:
         width, height: of the upright frames, pixels.
         seconds: length.
         fps: average frames per second.
+        damage: where `steady` had to end before the video does, and why; None if it did not.
 
     Raises:
         UserError: no such file, no video, or none that can be decoded.
@@ -52,25 +62,31 @@ class VideoReader:
         self.seconds = max(float(last or 0.0), first.pts_seconds + first.duration_seconds) - self.origin
         self.fps = self.count / self.seconds
         self._shortest = first.duration_seconds
+        self.damage: str | None = None
 
     @property
     def rate(self) -> Fraction:
         """Frames per second to write with: the video's own, or for a varying rate that of its fast parts."""
         own = 1 / self._shortest if self._shortest > 0 else self.fps
-        rate = min(own, MAX_RATE) if own > 1.05 * self.fps else self.fps
-        return Fraction(rate).limit_denominator(1001)
+        varies = own > 1.05 * self.fps
+        rate = min(own, MAX_RATE) if varies else self.fps
+        # Averages, and durations in whole milliseconds, are a little off the rate that was meant: 30, or 30000/1001.
+        meant = (Fraction(max(round(rate), 1)), Fraction(max(round(rate * 1.001), 1) * 1000, 1001))
+        near = min(meant, key=lambda candidate: abs(float(candidate) - rate))
+        tolerance = 0.03 if varies else 0.002
+        return near if abs(float(near) - rate) < tolerance * rate else Fraction(rate).limit_denominator(1001)
 
     def frames_at(self, times: np.ndarray) -> Iterator[Tensor]:
         """The frames shown at `times` (seconds, ascending; clamped to the video): uint8 [3, H, W] each.
 
         Raises:
-            UserError: a damaged frame.
+            DamagedVideo: a frame that cannot be decoded.
         """
         try:
             for time in times.tolist():
                 yield self._shown(min(max(time, 0.0), self.seconds))
         except (RuntimeError, ValueError, IndexError) as error:
-            raise UserError(f"{self.path}: damaged near second {time:.2f}: {_reason(error)}") from error
+            raise DamagedVideo(f"{self.path}: damaged near second {time:.2f}: {_reason(error)}") from error
 
     def _shown(self, time: float) -> Tensor:
         metadata = self.decoder.metadata
@@ -80,30 +96,33 @@ class VideoReader:
         return frame
 
     def steady(self) -> Iterator[tuple[float, Tensor]]:
-        """(second, frame as uint8 [3, H, W]) at the constant `rate`, from the beginning to the end.
+        """(second, frame as uint8 [3, H, W]) at the constant `rate`, to the end or to the first damaged frame."""
+        number, tick, end = 0, 0, self.seconds
+        shown, following = self.decoder.get_frame_at(0), self._frame(1)
+        while (time := float(tick / self.rate)) < end - _EPSILON:
+            while following is not None and following.pts_seconds - self.origin <= time + _EPSILON:
+                shown, number = following, number + 1
+                following = self._frame(number + 1)
+            if self.damage is not None:
+                end = min(end, shown.pts_seconds + shown.duration_seconds - self.origin)
+            yield time, shown.data
+            tick += 1
 
-        Raises:
-            UserError: a damaged frame; those before it have come out.
-        """
-        number, tick = 0, 0
+    def _frame(self, number: int) -> Any:
+        if number >= self.count:
+            return None
         try:
-            shown = self.decoder.get_frame_at(0)
-            following = self.decoder.get_frame_at(1) if self.count > 1 else None
-            while (time := float(tick / self.rate)) < self.seconds - _EPSILON:
-                while following is not None and following.pts_seconds - self.origin <= time + _EPSILON:
-                    shown, number = following, number + 1
-                    following = self.decoder.get_frame_at(number + 1) if number + 1 < self.count else None
-                yield time, shown.data
-                tick += 1
+            return self.decoder.get_frame_at(number)
         except (RuntimeError, ValueError, IndexError) as error:
-            raise UserError(f"{self.path}: damaged at frame {number + 2} of {self.count}: {_reason(error)}") from error
+            self.damage = f"{self.path}: frame {number + 1} of {self.count} cannot be decoded: {_reason(error)}"
+            return None
 
 
 class VideoWriter:
     """Encodes images to H.264 as they come; the file takes its place when all of it is written.
 
     Args:
-        path: .mp4, .mov or .mkv.
+        path: ends in one of CONTAINERS.
         width, height: even.
         rate: frames per second.
         sound_of: a file whose sound is put under the pictures, if it has any.
@@ -113,8 +132,6 @@ class VideoWriter:
     """
 
     def __init__(self, path: Path, width: int, height: int, rate: Fraction, sound_of: Path) -> None:
-        if path.suffix.lower() not in (".mp4", ".mov", ".mkv"):
-            raise UserError(f"{path}: give a name that ends in .mp4, .mov or .mkv")
         self.path, self.partial = path, path.with_name(f".{path.stem}.partial{path.suffix}")
         command = ["ffmpeg", "-v", "error", "-nostdin", "-y"]
         command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(rate), "-i", "pipe:0"]
@@ -167,4 +184,6 @@ class VideoWriter:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[-200:] or type(error).__name__
+    """The decoder's message on one line, without the place in its source that it starts with."""
+    message = re.sub(r"^\w+, \S+:\d+, ", "", " ".join(str(error).split()))
+    return message[:200] or type(error).__name__

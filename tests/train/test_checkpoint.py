@@ -105,3 +105,22 @@ def test_a_damaged_state_is_told(run):
 def test_no_weights_is_an_error(tmp_path):
     with pytest.raises(UserError, match="no checkpoint at"):
         find_weights(tmp_path)
+
+
+def test_another_run_can_start_from_its_backbone(run, tmp_path):
+    recipe, engine, config, checkpoints = run
+    checkpoints.save(1, engine, recipe, config, ALONE)
+    longer = tiny_recipe(tmp_path / "second", f"model.init.source={recipe.out}", "model.num_frames=8", "seed=5")
+    second = build(longer, ALONE, None)[0].module
+    for name, value in engine.module.backbone.state_dict().items():
+        if name != "pos_embed":  # interpolated over time
+            assert torch.equal(second.backbone.state_dict()[name], value), name
+    assert not torch.equal(second.heads["look"].fc.weight, engine.module.heads["look"].fc.weight)
+
+
+def test_a_source_that_does_not_fit_is_told(run, tmp_path):
+    recipe, engine, config, checkpoints = run
+    checkpoints.save(1, engine, recipe, config, ALONE)
+    other = tiny_recipe(tmp_path / "second", f"model.init.source={recipe.out}", "model.depth=3")
+    with pytest.raises(UserError, match="model.init.source"):
+        build(other, ALONE, None)

@@ -1,6 +1,7 @@
 """ZeRO on several ranks against plain PyTorch on one: same weights, same resumption, same errors."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -85,7 +86,7 @@ def test_a_head_outside_of_the_step_does_not_move(tmp_path, ds, world):
 
 
 def test_set_step_scales_rates():
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"task": None, "layer_scale": 0.5},
         {"task": "a", "layer_scale": 1.0},
         {"task": "b", "layer_scale": 1.0},

@@ -80,6 +80,8 @@ class KeyframeBoxes:
 
 def _keyframe(keyframe: Keyframe) -> str:
     video, seconds = keyframe
+    if set(video) & set(',"\n'):
+        video = '"{}"'.format(video.replace('"', '""'))  # as CSV has it
     # AVA writes whole seconds in four digits; AVA-Kinetics has fractions.
     return f"{video},{int(seconds):04d}" if seconds == int(seconds) else f"{video},{seconds:.6f}"
 
@@ -91,6 +93,7 @@ def _corners(box: np.ndarray) -> str:
 @contextmanager
 def _whole(path: Path) -> Iterator[TextIO]:
     """A file that takes its place once all of it is written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     with partial.open("w", encoding="utf-8", newline="\n") as file:
         yield file

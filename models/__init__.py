@@ -1,0 +1,29 @@
+"""Batch to outputs: the video transformer, its heads, and their weights. Knows no dataset and no training engine."""
+
+from models.attention import eager_attention, scaled_dot_product_attention
+from models.cofinetune import CofinetuneModel, create_model
+from models.heads import ClassificationHead, LocalisationHead
+from models.inflate import InitReport, init_from_image_vit
+from models.param_rules import layer_index, no_weight_decay
+from models.vit import VideoViT, VideoViTConfig, create_backbone, flops_per_clip
+from models.weights import backbone_from_checkpoint, load_model, save_model
+
+__all__ = [
+    "ClassificationHead",
+    "CofinetuneModel",
+    "InitReport",
+    "LocalisationHead",
+    "VideoViT",
+    "VideoViTConfig",
+    "backbone_from_checkpoint",
+    "create_backbone",
+    "create_model",
+    "eager_attention",
+    "flops_per_clip",
+    "init_from_image_vit",
+    "layer_index",
+    "load_model",
+    "no_weight_decay",
+    "save_model",
+    "scaled_dot_product_attention",
+]

@@ -1,0 +1,31 @@
+"""Learned position embeddings for another grid of tubelets."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def resample_positions(
+    positions: Tensor, old_grid: tuple[int, int, int], new_grid: tuple[int, int, int], num_prefix_tokens: int
+) -> Tensor:
+    """Interpolates a position embedding: bicubic with antialiasing over space, as timm does, and linear over time.
+
+    Args:
+        positions: [1, P + t h w, D], time slowest.
+        old_grid: (t, h, w) that it was learned on.
+        new_grid: (t', h', w').
+        num_prefix_tokens: P; these are copied.
+
+    Returns:
+        [1, P + t' h' w', D], dtype and device unchanged.
+    """
+    prefix, grid = positions[:, :num_prefix_tokens], positions[:, num_prefix_tokens:]
+    volume = grid[0].unflatten(0, old_grid).float()  # [t, h, w, D]
+    if old_grid[1:] != new_grid[1:]:
+        volume = F.interpolate(volume.permute(0, 3, 1, 2), size=new_grid[1:], mode="bicubic", antialias=True)
+        volume = volume.permute(0, 2, 3, 1)
+    if old_grid[0] != new_grid[0]:
+        lines = volume.permute(1, 2, 3, 0).flatten(0, 1)  # [h w, D, t]
+        volume = F.interpolate(lines, size=new_grid[0], mode="linear").permute(2, 0, 1)
+    tubelets = volume.reshape(1, -1, positions.shape[-1]).to(positions.dtype)
+    return torch.cat((prefix, tubelets), dim=1)

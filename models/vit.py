@@ -1,0 +1,267 @@
+"""The backbone: a video vision transformer with joint space-time attention over tubelets (ViViT's model 1).
+
+Shapes: B clips of T frames of H x W pixels; a grid of t x h x w tubelets, in this order (the time index slowest), makes
+N = t h w tokens of width D, behind P prefix tokens (the class token, if any). Parameters bear timm's names.
+Source of the architecture: Arnab et al., "ViViT: A Video Vision Transformer", arXiv 2103.15691.
+"""
+
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from timm.layers import DropPath, Mlp, trunc_normal_
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from models.attention import ATTENTION_BACKENDS, Attention
+from models.options import check_bool, check_choice, check_divisible, check_int, check_keys, check_number
+
+PRESETS: Final[dict[str, dict[str, int]]] = {
+    "vit_tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
+    "vit_small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
+    "vit_base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
+    "vit_large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
+    "vit_huge": {"embed_dim": 1280, "depth": 32, "num_heads": 16},
+}
+"""Sizes by name, as timm has them."""
+
+CHANNELS: Final = 3
+# Far above any real model: they keep a hostile configuration from allocating or looping without end.
+MAX_SIZE, MAX_WIDTH, MAX_DEPTH = 8_192, 65_536, 256
+
+NormLayer = partial(nn.LayerNorm, eps=1e-6)  # timm's epsilon; PyTorch's default is ten times larger
+
+
+@dataclass(frozen=True)
+class VideoViTConfig:
+    """Everything that defines a VideoViT.
+
+    Attributes:
+        num_frames: T, a multiple of tubelet_size[0].
+        image_size: H = W, or (H, W); multiples of tubelet_size[1] and tubelet_size[2].
+        tubelet_size: frames, rows and columns of one tubelet.
+        embed_dim: D, a multiple of num_heads.
+        depth: number of blocks.
+        num_heads: attention heads of a block.
+        mlp_ratio: width of a block's MLP over D.
+        drop_path_rate: stochastic depth of the last block, in [0, 1); grows linearly from 0 at the first.
+        class_token: whether a learned class token precedes the tubelets.
+        attention: a name of attention.ATTENTION_BACKENDS.
+        grad_checkpointing: keep each block's input alone for the backward pass and compute the rest anew.
+
+    Raises:
+        ValueError: a value out of range, or sizes that do not divide; names the nearest valid.
+    """
+
+    num_frames: int
+    image_size: int | tuple[int, int]
+    tubelet_size: tuple[int, int, int] = (2, 16, 16)
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    drop_path_rate: float = 0.0
+    class_token: bool = False
+    attention: str = "auto"
+    grad_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        check_int("num_frames", self.num_frames, 1, MAX_SIZE)
+        for size in _tuple_of("image_size", self.image_size, 2):
+            check_int("image_size", size, 1, MAX_SIZE)
+        for size in _tuple_of("tubelet_size", self.tubelet_size, 3):
+            check_int("tubelet_size", size, 1, MAX_SIZE)
+        axes = ("num_frames", "image_size", "image_size")
+        for axis, size, tubelet in zip(axes, self.clip_size, self.tubelet_size, strict=True):
+            check_divisible(axis, size, f"the tubelet's (tubelet_size {self.tubelet_size})", tubelet)
+        check_int("embed_dim", self.embed_dim, 1, MAX_WIDTH)
+        check_int("depth", self.depth, 1, MAX_DEPTH)
+        check_int("num_heads", self.num_heads, 1, MAX_WIDTH)
+        check_divisible("embed_dim", self.embed_dim, "num_heads", self.num_heads)
+        check_number("mlp_ratio", self.mlp_ratio, 1 / self.embed_dim, 64.0)
+        check_number("drop_path_rate", self.drop_path_rate, 0.0, 0.99)
+        check_bool("class_token", self.class_token)
+        check_bool("grad_checkpointing", self.grad_checkpointing)
+        check_choice("attention", self.attention, ATTENTION_BACKENDS)
+
+    @property
+    def clip_size(self) -> tuple[int, int, int]:
+        """(T, H, W)."""
+        height, width = _tuple_of("image_size", self.image_size, 2)
+        return self.num_frames, height, width
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """(t, h, w)."""
+        time, height, width = (size // step for size, step in zip(self.clip_size, self.tubelet_size, strict=True))
+        return time, height, width
+
+    @property
+    def mlp_dim(self) -> int:
+        return int(self.embed_dim * self.mlp_ratio)
+
+
+class TubeletProjection(nn.Conv3d):
+    """A 3-D convolution whose stride is its kernel, as one matrix product: [B, 3, T, H, W] -> [B, N, D].
+
+    The parameters are Conv3d's, so checkpoints fit; the speed does not hang on which 3-D convolution kernels a device
+    has for a dtype.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        p, q, r = self.kernel_size
+        clips = input.to(self.weight.dtype)
+        patches = rearrange(clips, "b c (t p) (h q) (w r) -> b (t h w) (c p q r)", p=p, q=q, r=r)
+        return F.linear(patches, self.weight.flatten(1), self.bias)
+
+
+class TubeletEmbed(nn.Module):
+    """[B, 3, T, H, W] -> [B, N, D]: one token per tubelet."""
+
+    def __init__(self, dim: int, tubelet_size: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.proj = TubeletProjection(CHANNELS, dim, kernel_size=tubelet_size, stride=tubelet_size)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        tokens: Tensor = self.proj(clips)
+        return tokens
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: attention, then MLP, each added to its input. [B, N, D] -> [B, N, D]."""
+
+    def __init__(self, config: VideoViTConfig, drop_path: float) -> None:
+        super().__init__()
+        dim = config.embed_dim
+        self.norm1 = NormLayer(dim)
+        self.attn = Attention(dim, config.num_heads, config.attention)
+        self.norm2 = NormLayer(dim)
+        self.mlp = Mlp(dim, config.mlp_dim)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens)))
+        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+
+
+class VideoViT(nn.Module):
+    """Clips to tokens.
+
+    Attributes:
+        config: what it was built from.
+        embed_dim: D.
+        grid: (t, h, w).
+        num_prefix_tokens: P, 0 or 1.
+        grad_checkpointing: may be switched at any time.
+    """
+
+    def __init__(self, config: VideoViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_dim = config.embed_dim
+        self.grid = config.grid
+        self.num_prefix_tokens = int(config.class_token)
+        self.grad_checkpointing = config.grad_checkpointing
+        time, height, width = config.grid
+        self.patch_embed = TubeletEmbed(config.embed_dim, config.tubelet_size)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.embed_dim)) if config.class_token else None
+        self.pos_embed = nn.Parameter(torch.empty(1, self.num_prefix_tokens + time * height * width, config.embed_dim))
+        rate_step = config.drop_path_rate / max(1, config.depth - 1)
+        self.blocks = nn.ModuleList(Block(config, drop_path=i * rate_step) for i in range(config.depth))
+        self.norm = NormLayer(config.embed_dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """timm's initialisation of a ViT; the tubelet kernel is drawn as the matrix that it acts as."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        kernel = self.patch_embed.proj
+        nn.init.xavier_uniform_(kernel.weight.data.flatten(1))
+        if kernel.bias is not None:
+            nn.init.zeros_(kernel.bias)
+        trunc_normal_(self.pos_embed, std=0.02)
+        if self.cls_token is not None:
+            nn.init.normal_(self.cls_token, std=1e-6)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Tokens of clips.
+
+        Args:
+            clips: floating point [B, 3, T, H, W], normalised. Any floating dtype: it is cast to the parameters'.
+
+        Returns:
+            [B, P + N, D] after the final norm: the class token first, then tubelets with time slowest, columns fastest.
+
+        Raises:
+            ValueError: clips of another shape than the configuration's.
+        """
+        if clips.shape[1:] != (CHANNELS, *self.config.clip_size):
+            expected = ", ".join(map(str, (CHANNELS, *self.config.clip_size)))
+            raise ValueError(f"the backbone takes clips of [B, {expected}], not {list(clips.shape)}")
+        tokens = self.patch_embed(clips)
+        if self.cls_token is not None:
+            tokens = torch.cat((self.cls_token.expand(len(tokens), -1, -1), tokens), dim=1)
+        tokens = tokens + self.pos_embed
+        recompute = self.grad_checkpointing and torch.is_grad_enabled()
+        for block in self.blocks:
+            tokens = checkpoint(block, tokens, use_reentrant=False) if recompute else block(tokens)
+        normed: Tensor = self.norm(tokens)
+        return normed
+
+
+def create_backbone(
+    name: str,
+    num_frames: int,
+    image_size: int | tuple[int, int],
+    tubelet_size: tuple[int, int, int] = (2, 16, 16),
+    **overrides: Any,
+) -> VideoViT:
+    """A randomly initialised video ViT: float [B, 3, T, H, W] -> [B, tokens, D].
+
+    Args:
+        name: vit_tiny, vit_small, vit_base, vit_large or vit_huge, with timm's widths, depths and heads.
+        num_frames: frames T of a clip.
+        image_size: height and width of a view in pixels, one number if they are equal.
+        tubelet_size: frames, rows and columns of one tubelet.
+        overrides: any other attribute of VideoViTConfig (embed_dim, depth, num_heads, mlp_ratio, drop_path_rate,
+            class_token, attention, grad_checkpointing).
+
+    Raises:
+        ValueError: unknown name or override, a value out of range, sizes that do not divide; names the nearest valid.
+    """
+    check_choice("backbone", name, PRESETS)
+    options: dict[str, Any] = {"num_frames": num_frames, "image_size": image_size, "tubelet_size": tubelet_size}
+    check_keys("backbone", overrides, [field.name for field in fields(VideoViTConfig) if field.name not in options])
+    for key, value in options.items():
+        if isinstance(value, list):  # JSON and YAML know no tuples
+            options[key] = tuple(value)
+    return VideoViT(VideoViTConfig(**options, **{**PRESETS[name], **overrides}))
+
+
+def flops_per_clip(backbone: VideoViT) -> int:
+    """Floating-point operations of one clip's forward pass; a training step costs three times as many.
+
+    Counts the matrix products, a product [m, k] x [k, n] as 2 m k n, attention's included, and nothing else.
+    """
+    config = backbone.config
+    dim, (time, height, width) = config.embed_dim, config.grid
+    tubelets = time * height * width
+    tokens = tubelets + backbone.num_prefix_tokens
+    kernel = CHANNELS * config.tubelet_size[0] * config.tubelet_size[1] * config.tubelet_size[2]
+    linear = 2 * tokens * dim * (4 * dim + 2 * config.mlp_dim)
+    attention = 4 * tokens * tokens * dim
+    return 2 * tubelets * kernel * dim + config.depth * (linear + attention)
+
+
+def _tuple_of(what: str, value: object, length: int) -> tuple[int, ...]:
+    """`value` as a tuple of `length` entries; one number stands for two equal ones."""
+    if isinstance(value, int) and length == 2:
+        return (value, value)
+    if not isinstance(value, tuple) or len(value) != length:
+        raise ValueError(f"{what} must be {length} whole numbers, not {value!r}")
+    return value

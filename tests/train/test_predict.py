@@ -1,0 +1,327 @@
+"""Prediction: the model sees what evaluation would see, boxes find their frames, and any video comes out playable."""
+
+import json
+import struct
+import subprocess
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.dataset import TaskData, load_example
+from data.errors import UserError
+from data.view import ViewConfig
+from models import create_model, save_model
+from tests.tiny_shards import make_classification_set, make_localisation_set, render
+from train.clip_scores import clips, grid, load_head
+from train.person_boxes import read_box_file
+from train.predict import parser, run
+from train.video_files import DamagedVideo, VideoReader, VideoWriter
+
+VIEW = {"num_frames": 4, "stride": 3, "image_size": 32}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A randomly initialised model with a head of each kind; the localisation head is sure of class 3."""
+    folder = tmp_path_factory.mktemp("model")
+    config = {
+        "backbone": {
+            "name": "vit_tiny",
+            "embed_dim": 32,
+            "depth": 1,
+            "num_heads": 2,
+            "num_frames": 4,
+            "image_size": 32,
+        },
+        "heads": {
+            "clips": {"kind": "classification", "num_classes": 6},
+            "order": {"kind": "classification", "num_classes": 3},
+            "people": {"kind": "localisation", "num_classes": 3},
+        },
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+    }
+    net = create_model(config)
+    with torch.no_grad():
+        net.heads["people"].fc.bias.copy_(torch.tensor([-4.0, 4.0, 0.0]))
+    classes = {
+        "clips": [{"id": i, "name": f"class {i}"} for i in range(6)],
+        "order": [{"id": i, "name": f"order {i}"} for i in range(3)],
+        "people": [{"id": i, "name": f"action {i}"} for i in (1, 3, 7)],
+    }
+    views = {"clips": VIEW, "order": VIEW | {"sampling": "segments"}, "people": VIEW}
+    tasks = {task: {"classes": classes[task], "view": views[task]} for task in classes}
+    save_model(folder, net, config, {"tasks": tasks})
+    return folder
+
+
+def make_video(path: Path, *options: str, source: str = "testsrc2=size=128x96", frames: int = 45) -> Path:
+    """An FFmpeg test picture, 15 frames per second unless the options say otherwise."""
+    path.with_suffix(".raw.mp4").write_bytes(render(source, frames))
+    command = ["ffmpeg", "-v", "error", "-y", "-i", str(path.with_suffix(".raw.mp4")), *options, str(path)]
+    subprocess.run(command, check=True)
+    return path
+
+
+def probe(path: Path) -> dict:
+    command = ["ffprobe", "-v", "error", "-show_streams", "-of", "json", str(path)]
+    streams = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)["streams"]
+    return {stream["codec_type"]: stream for stream in streams}
+
+
+def predict(model: Path, video: Path, out: Path, *options: str) -> None:
+    arguments = ["--checkpoint", model, "--video", video, "--out", out, "--device", "cpu", *options]
+    run(parser().parse_args(list(map(str, arguments))))
+
+
+def write_boxes(path: Path, *rows: str) -> Path:
+    path.write_text("".join(f"{row}\n" for row in rows))
+    return path
+
+
+def test_a_clip_is_the_one_that_evaluation_would_cut(model, tmp_path):
+    people, kinetics = make_localisation_set(tmp_path, "p", "val"), make_classification_set(tmp_path, "k", "val")
+    for task, shards, second in (
+        ("people", people, lambda example: (8 + 15 * (example % 2)) / 15),
+        ("order", kinetics, lambda example: 0.0),
+    ):
+        head = load_head(str(model), task, None, CPU)
+        data = TaskData(task, head.kind, shards, head.view)
+        for example in (0, 1):
+            path = tmp_path / "clip.mp4"
+            path.write_bytes(shards.read_video(example))
+            assert torch.equal(head.clip(VideoReader(path), second(example)), load_example(data, example).clip)
+
+
+def test_clips_span_the_same_time_whatever_the_frame_rate(model, tmp_path):
+    # Every second frame dropped: at 7.5 fps the clip of stride 3 at 15 fps has each of its frames, or the one before.
+    fast = make_video(tmp_path / "fast.mp4", frames=46)
+    slow = make_video(tmp_path / "slow.mp4", "-vf", "select='not(mod(n,2))'", "-r", "7.5", "-qp", "0", frames=46)
+    head = load_head(str(model), "people", 15, CPU)
+    (a, b) = (head.clip(VideoReader(path), 1.6).float() for path in (fast, slow))
+    moved = head.clip(VideoReader(fast), 2.0).float()
+    assert (a - b).abs().mean() < 0.5 * (a - moved).abs().mean()
+    # Without a rate, the slow video's own one makes its clip span twice the time.
+    own = load_head(str(model), "people", None, CPU)
+    assert not torch.equal(own.clip(VideoReader(slow), 1.6).float(), b)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options", "size"),
+    [
+        (".mp4", ["-vf", "scale=101:75", "-pix_fmt", "yuv444p"], (646, 480)),
+        (".mp4", ["-vf", "transpose=1"], (480, 640)),
+        (".webm", ["-c:v", "libvpx-vp9", "-deadline", "realtime"], (640, 480)),
+        (".mkv", ["-vf", "setpts='if(lt(N,20),N,20+3*(N-20))/15/TB'", "-fps_mode", "vfr"], (640, 480)),
+    ],
+    ids=["odd size", "upright", "vp9", "varying rate"],
+)
+def test_any_video_comes_out_as_h264_of_its_own_length(model, tmp_path, suffix, options, size):
+    video = make_video(tmp_path / f"in{suffix}", *options)
+    seconds = VideoReader(video).seconds
+    boxes = write_boxes(tmp_path / "boxes.csv", "in,0001,0.2,0.2,0.8,0.9,,0.9")
+    predict(model, video, tmp_path / "new" / "out.mp4", "--boxes", boxes, "--still", tmp_path / "still.png")
+    stream = probe(tmp_path / "new" / "out.mp4")["video"]
+    assert (stream["codec_name"], stream["pix_fmt"]) == ("h264", "yuv420p")
+    assert (stream["width"], stream["height"]) == size == Image.open(tmp_path / "still.png").size
+    assert float(stream["duration"]) == pytest.approx(seconds, abs=0.1)
+    assert Fraction(stream["r_frame_rate"]) == 15
+    assert not list(tmp_path.glob("new/.*"))
+
+
+def test_rotation_is_applied(tmp_path):
+    upright = make_video(tmp_path / "upright.mp4")
+    content = bytearray(upright.read_bytes())
+    # The matrix of the track header, which tells a player to turn the picture.
+    place = content.index(b"tkhd") + 44
+    content[place : place + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 96 << 16, 0, 1 << 30)
+    turned = tmp_path / "turned.mp4"
+    turned.write_bytes(content)
+    reader = VideoReader(turned)
+    assert (reader.width, reader.height) == (96, 128)
+    first, original = next(reader.steady())[1], next(VideoReader(upright).steady())[1]
+    assert torch.equal(first, original.rot90(-1, dims=(1, 2)))  # clockwise
+
+
+def test_sound_is_kept(model, tmp_path):
+    tone = ["-f", "lavfi", "-i", "sine=duration=3", "-map", "0:v", "-map", "1:a", "-c:a", "libmp3lame"]
+    video = make_video(tmp_path / "loud.mp4", *tone)
+    predict(model, video, tmp_path / "out.mp4", "--task", "clips")
+    assert probe(tmp_path / "out.mp4")["audio"]["codec_name"] == "aac"
+
+
+def test_labels_are_drawn_and_detections_written_at_seconds_of_the_movie(model, tmp_path, capsys):
+    video = make_video(tmp_path / "movie.mp4")
+    rows = ["movie,0900,0.1,0.1,0.4,0.9,,0.99", "movie,0901,0.1,0.1,0.4,0.9,,0.99", "movie,0901,0.6,0.1,0.9,0.9,,0.5"]
+    boxes = write_boxes(tmp_path / "boxes.csv", *rows, "other,0901,0.6,0.1,0.9,0.9,,0.99", "movie,0990,0,0,1,1,,0.99")
+    found = tmp_path / "found.csv"
+    predict(model, video, tmp_path / "out.mp4", "--boxes", boxes, "--detections", found, "--still", tmp_path / "s.png")
+    lines = [line.split(",") for line in found.read_text().splitlines()]
+    # Two boxes of score 0.8 or more, three classes each.
+    assert [line[:2] + line[6:7] for line in lines] == [
+        ["movie", second, action] for second in ("0900", "0901") for action in ("1", "3", "7")
+    ]
+    assert float(lines[1][7]) > 0.9 > float(lines[0][7])
+    out = capsys.readouterr().out
+    assert "begins at second 900; 2 are used, 1 lie outside" in out
+    # Classes 3 and 7 reach 0.3, class 1 does not.
+    assert "2 of 2 keyframes have persons: 2 with 4 labels of at least 0.3" in out
+    still = np.asarray(Image.open(tmp_path / "s.png"), dtype=int)
+    frame = next(VideoReader(video).steady())[1].permute(1, 2, 0).numpy()
+    plain = np.asarray(Image.fromarray(frame).resize((640, 480)))
+    changed = np.abs(still - plain).max(axis=2) > 100
+    assert changed[:, 50:300].any() and not changed[:, 400:].any()
+
+
+def test_a_classification_head_makes_a_caption(model, tmp_path, capsys):
+    video = make_video(tmp_path / "v.mp4")
+    for task, count in (("clips", 3), ("order", 1)):
+        predict(model, video, tmp_path / "out.mp4", "--task", task, "--still", tmp_path / "still.png")
+        assert f"{count} clips (task {task})" in capsys.readouterr().out
+    picture = np.asarray(Image.open(tmp_path / "still.png"))
+    assert (picture[-1, :60] == 25).all()  # the caption's ground, lower left
+
+
+def test_a_video_with_a_damaged_end_is_drawn_as_far_as_it_goes(model, tmp_path, capsys):
+    good = make_video(tmp_path / "good.avi", "-c:v", "mpeg4").read_bytes()
+    bad = tmp_path / "bad.avi"
+    whole = len(good) * 2 // 3
+    bad.write_bytes(good[:whole] + b"\xff" * (len(good) - whole - 600) + good[-600:])
+    reader = VideoReader(bad)
+    drawn = [time for time, _ in reader.steady()]
+    assert reader.damage is not None and 0 < len(drawn) < 45
+    predict(model, bad, tmp_path / "out.mp4", "--task", "clips")
+    captured = capsys.readouterr()
+    assert "note: ends early" in captured.err and "clips are left out" in captured.err
+    with pytest.raises(DamagedVideo):
+        list(clips(load_head(str(model), "clips", None, CPU), reader, [2.9], "clips"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (["v,0002,0.1,0.1,0.5,0.9,,0.9", "v,0002,0.2,0.1,0.5,0.9,,0.7"], [1]),
+        (["v,0002,0.1,0.1,0.5,0.9,12,0.9", "v,0002,0.1,0.1,0.5,0.9,14,0.9"], [1]),
+        (["v,0002,0.1,0.1,0.5,0.9,12,0", "v,0002,0.1,0.1,0.5,0.9,14,0", "v,0002,0.3,0.1,0.5,0.9,14,1"], [2]),
+        (["v,1.5,0.1,0.1,0.5,0.9,12", "v,2.5,-0.1,0.1,0.5,1.2,12", "v,2.75,0.5,0.1,0.5,0.9,12"], [1, 1, 0]),
+    ],
+    ids=["SlowFast", "SlowFast with labels", "AVA", "AVA-Kinetics"],
+)
+def test_box_files_of_the_field(tmp_path, rows, expected):
+    file = read_box_file(str(write_boxes(tmp_path / "b.csv", *rows)), Path("v.mp4"), 10.0, None, 0.8)
+    assert [len(boxes) for boxes in file.boxes] == expected
+    assert all((boxes >= 0).all() and (boxes <= 1).all() for boxes in file.boxes)
+
+
+def test_the_beginning_of_the_movie_is_told_or_guessed(tmp_path):
+    box = "0.1,0.1,0.5,0.9,,0.9"
+    path = str(write_boxes(tmp_path / "b.csv", f"v,0902,{box}", f"v,0903,{box}", f"v,1700,{box}"))
+    file = read_box_file(path, Path("v.mp4"), 10.0, None, 0.8)
+    assert (file.start, file.times.tolist(), file.outside) == (900.0, [2.0, 3.0], 1)
+    assert read_box_file(path, Path("v.mp4"), 5000.0, None, 0.8).times.tolist() == [902.0, 903.0, 1700.0]
+    assert read_box_file(path, Path("v.mp4"), 10.0, 1695.0, 0.8).times.tolist() == [5.0]
+    with pytest.raises(UserError, match="say with --video-start"):
+        read_box_file(path, Path("v.mp4"), 10.0, 0.0, 0.8)
+
+
+def test_a_file_of_several_videos_must_name_this_one(tmp_path):
+    box = "0001,0.1,0.1,0.5,0.9,,0.9"
+    path = str(write_boxes(tmp_path / "b.csv", f"one,{box}", f"two,{box}"))
+    assert read_box_file(path, Path("two.mp4"), 10.0, None, 0.8).video_id == "two"
+    with pytest.raises(UserError, match="has no boxes of a video 'three'; it has one, two"):
+        read_box_file(path, Path("three.mp4"), 10.0, None, 0.8)
+
+
+def test_keyframes_closer_than_every_are_thinned(model, tmp_path, capsys):
+    video = make_video(tmp_path / "v.mp4")
+    rows = [f"v,{frame / 15:.6f},0.1,0.1,0.5,0.9,,0.9" for frame in range(45)]
+    predict(model, video, tmp_path / "out.mp4", "--boxes", write_boxes(tmp_path / "b.csv", *rows), "--every", "0.5")
+    assert "45 keyframes of v lie in the video, which begins at second 0; 6 are used" in capsys.readouterr().out
+
+
+def test_the_grid_of_moments():
+    assert grid(3.0, 1.0).tolist() == [0.5, 1.5, 2.5]
+    assert grid(0.4, 1.0).tolist() == [0.2]
+    assert grid(10.0, 10.0).tolist() == [5.0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--task", "peple"], "the checkpoint has clips, order, people"),
+        (["--threshold", "2"], "--threshold 2.0: expected a number from 0 to 1"),
+        (["--every", "0"], "--every 0.0: expected more than 0"),
+        (["--out", "out.gif"], "give a name that ends in .mp4, .mov, .mkv"),
+        (["--still", "out.txt"], "give a name that ends in .png"),
+        (["--video", "nowhere.mp4"], "there is no such file"),
+        (["--checkpoint", "nowhere"], "no checkpoint at nowhere"),
+        (["--boxes", "nowhere.csv"], "nowhere.csv cannot be read"),
+        (["--device", "abacus"], "--device abacus"),
+    ],
+)
+def test_mistakes_are_told_in_words(model, tmp_path, options, message):
+    video = make_video(tmp_path / "v.mp4", frames=5)
+    with pytest.raises(UserError, match=message):
+        predict(model, video, tmp_path / "out.mp4", *options)
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_without_boxes_or_a_detector_the_message_says_what_to_give(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    video = make_video(tmp_path / "v.mp4", frames=5)
+    with pytest.raises(UserError, match="give --boxes CSV"):
+        predict(model, video, tmp_path / "out.mp4")
+
+
+def test_a_video_is_never_overwritten_by_its_own_drawing(model, tmp_path):
+    video = make_video(tmp_path / "v.mp4", frames=5)
+    with pytest.raises(UserError, match="is the video itself"):
+        predict(model, video, video, "--task", "clips")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a video"])
+def test_no_video_is_an_error(tmp_path, content):
+    (tmp_path / "v.mp4").write_bytes(content)
+    with pytest.raises(UserError, match="cannot be decoded"):
+        VideoReader(tmp_path / "v.mp4")
+
+
+def test_an_interrupted_writer_leaves_nothing(tmp_path):
+    sound = make_video(tmp_path / "v.mp4", frames=5)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt), VideoWriter(out / "x.mp4", 64, 64, Fraction(15), sound) as writer:
+        writer.write(Image.new("RGB", (64, 64)))
+        raise KeyboardInterrupt
+    assert list(out.iterdir()) == []
+
+
+def test_what_ffmpeg_says_is_told(tmp_path):
+    sound = tmp_path / "no_sound.mp4"
+    sound.write_bytes(b"none")
+    with (
+        pytest.raises(UserError, match="Invalid data"),
+        VideoWriter(tmp_path / "x.mp4", 64, 64, Fraction(15), sound) as writer,
+    ):
+        for _ in range(200):
+            writer.write(Image.new("RGB", (64, 64)))
+
+
+def test_the_rate_of_a_video(tmp_path):
+    assert VideoReader(make_video(tmp_path / "a.mp4", "-r", "30000/1001")).rate == Fraction(30000, 1001)
+    assert VideoReader(make_video(tmp_path / "b.webm", "-c:v", "libvpx-vp9", "-r", "12")).rate == 12
+
+
+def test_views_of_checkpoints_are_checked(tmp_path, model):
+    config = json.loads((model / "config.json").read_text())
+    (tmp_path / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes())
+    for broken in ({}, {"classes": config["tasks"]["clips"]["classes"], "view": {**VIEW, "stride": 0}}):
+        config["tasks"]["clips"] = broken
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(UserError, match="does not say how clips is used"):
+            load_head(str(tmp_path), "clips", None, CPU)
+    assert ViewConfig(**VIEW).sampling == "dense"

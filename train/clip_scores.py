@@ -1,0 +1,112 @@
+"""A trained head on clips of any video: frames taken by time, as the evaluation's view would take them."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data import augment, sampling
+from data.errors import UserError
+from data.shards import ClassInfo
+from data.view import ViewConfig
+from models import CofinetuneModel
+from train.checkpoint import find_weights
+from train.evaluate import read_model
+from train.recipe import project_path
+from train.video_files import DamagedVideo, VideoReader
+
+
+@dataclass(frozen=True)
+class Head:
+    """A task's part of a trained model: how its clips are cut, and what its logits mean.
+
+    `fps` is the frame rate that the training's videos had; None where each had its own.
+    """
+
+    model: CofinetuneModel
+    task: str
+    kind: str
+    classes: list[ClassInfo]
+    view: ViewConfig
+    fps: float | None
+    device: torch.device
+
+    def names(self, scores: np.ndarray, top: int, least: float = 0.0) -> list[tuple[str, float]]:
+        """The `top` highest of scores [C] that are at least `least`, as (name, score)."""
+        order = np.argsort(-scores, kind="stable")[:top]
+        return [(self.classes[i].name, float(scores[i])) for i in order.tolist() if scores[i] >= least]
+
+    @torch.inference_mode()
+    def __call__(self, clip: Tensor, boxes: np.ndarray | None = None) -> Tensor:
+        """Logits of one clip, uint8 [3, T, S, S]: [1, C], or [k, C] of its boxes [k, 4] in the view."""
+        rows = None if boxes is None else torch.from_numpy(boxes.astype(np.float32)).to(self.device)
+        box_clip = None if rows is None else torch.zeros(len(rows), dtype=torch.int64, device=self.device)
+        logits: Tensor = self.model(self.task, clip[None].to(self.device), rows, box_clip)
+        return logits.float().cpu()
+
+    def clip(self, video: VideoReader, time: float) -> Tensor:
+        """The evaluation's view around `time`: uint8 [3, T, S, S].
+
+        Frames are taken at the moments at which a video of the training's frame rate would have them.
+        """
+        view, fps = self.view, self.fps or video.fps
+        if self.kind == "classification" and view.sampling == "segments":
+            times = (np.arange(view.num_frames) + 0.5) * video.seconds / view.num_frames
+        else:
+            # The offsets, in frames, of a keyframe that is far from both ends.
+            far = view.num_frames * view.stride
+            times = time + (sampling.around_keyframe(2 * far + 1, far, view.num_frames, view.stride) - far) / fps
+        cut = augment.whole_frame if self.kind == "localisation" else augment.centre_square
+        crop = cut(video.height, video.width)
+        frames = [crop.apply(frame[None], view.image_size) for frame in video.frames_at(times)]
+        return torch.cat(frames, dim=1)
+
+
+def load_head(checkpoint: str, task: str | None, fps: float | None, device: torch.device) -> Head:
+    """Raises UserError where there is no such checkpoint or task."""
+    model, config = read_model(find_weights(project_path(checkpoint)))
+    heads: dict[str, Any] = config["heads"]
+    if task is None:
+        task = next((name for name, head in heads.items() if head["kind"] == "localisation"), next(iter(heads)))
+    if task not in heads:
+        raise UserError(f"--task {task}: the checkpoint has {', '.join(heads)}")
+    try:
+        told = config["tasks"][task]
+        classes = [ClassInfo(**c) for c in told["classes"]]
+        view = ViewConfig(**told["view"])
+        packed = float(Fraction(told.get("fps") or 0))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{checkpoint}: config.json does not say how {task} is used ({error!r})") from error
+    return Head(model.to(device).eval(), task, heads[task]["kind"], classes, view, fps or packed or None, device)
+
+
+def clips(head: Head, video: VideoReader, times: Sequence[float], title: str) -> Iterator[tuple[int, Tensor]]:
+    """(place in `times`, clip) of every time whose clip can be decoded; notes on stderr how many cannot.
+
+    Raises:
+        UserError: none of them can.
+    """
+    problems = []
+    for place, time in enumerate(tqdm(times, title)):
+        try:
+            clip = head.clip(video, time)
+        except DamagedVideo as error:
+            problems.append(error)
+        else:
+            yield place, clip
+    if problems and len(problems) == len(times):
+        raise problems[0]
+    if problems:
+        print(f"note: {len(problems)} of {len(times)} clips are left out: {problems[0]}", file=sys.stderr)
+
+
+def grid(seconds: float, every: float) -> np.ndarray:
+    """The middles of the parts of `every` seconds that a video has, float64 [n]; its middle where it is shorter."""
+    count = max(1, round(seconds / every))
+    return np.minimum((np.arange(count) + 0.5) * every, seconds) if seconds > every else np.array([seconds / 2])
