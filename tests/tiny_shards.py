@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import tarfile
+from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -75,7 +76,7 @@ def make_classification_set(
     for number in range(samples):
         label = number % classes
         key = f"{dataset}_{number:05d}"
-        record = {
+        record: dict[str, Any] = {
             "key": key,
             "dataset": dataset,
             "source": f"{key}.mp4",
@@ -106,7 +107,7 @@ def make_localisation_set(
         left, top = (1 + number % 5) / 16, (2 + number % 3) / 16
         box = [left, top, left + 6 / 16, top + 10 / 16]
         key = f"{dataset}_{number:05d}"
-        record = {
+        record: dict[str, Any] = {
             "key": key,
             "dataset": dataset,
             "source": f"{key}.mp4",
@@ -136,7 +137,7 @@ def write_set(
     split: str,
     kind: Kind,
     classes: list[ClassInfo],
-    entries: list[tuple[dict[str, Any] | bytes, bytes]],
+    entries: Sequence[tuple[dict[str, Any] | bytes, bytes]],
     shards: int = 1,
 ) -> ShardSet:
     """Writes (record, video) pairs as a shard set and opens it.
@@ -169,7 +170,7 @@ def write_set(
 def _rows(shard: int, content: bytes, counts: dict[str, int]) -> list[tuple[int, ...]]:
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         members = {member.name: member for member in tar}
-    rows = []
+    rows: list[tuple[int, ...]] = []
     for key, count in counts.items():
         record, video = members[f"{key}.json"], members[f"{key}.mp4"]
         place = (shard, record.offset_data, record.size, video.offset_data, video.size)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from data import augment, sampling
 from data.errors import UserError
-from data.shards import ClassInfo
+from data.shards import ClassInfo, Kind
 from data.view import ViewConfig
 from models import CofinetuneModel
 from train.checkpoint import find_weights
@@ -31,7 +31,7 @@ class Head:
 
     model: CofinetuneModel
     task: str
-    kind: str
+    kind: Kind
     classes: list[ClassInfo]
     view: ViewConfig
     fps: float | None

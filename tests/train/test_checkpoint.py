@@ -115,7 +115,8 @@ def test_another_run_can_start_from_its_backbone(run, tmp_path):
     for name, value in engine.module.backbone.state_dict().items():
         if name != "pos_embed":  # interpolated over time
             assert torch.equal(second.backbone.state_dict()[name], value), name
-    assert not torch.equal(second.heads["look"].fc.weight, engine.module.heads["look"].fc.weight)
+    head = "heads.look.fc.weight"
+    assert not torch.equal(second.state_dict()[head], engine.module.state_dict()[head])
 
 
 def test_a_source_that_does_not_fit_is_told(run, tmp_path):

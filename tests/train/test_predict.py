@@ -11,11 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+from data.augment import whole_frame
 from data.dataset import TaskData, load_example
+from data.decode import decode
 from data.errors import UserError
-from data.view import ViewConfig
+from data.sampling import around_keyframe
 from models import create_model, save_model
-from tests.tiny_shards import make_classification_set, make_localisation_set, render
+from tests.tiny_shards import make_classification_set, render
 from train.clip_scores import clips, grid, load_head
 from train.person_boxes import read_box_file
 from train.predict import parser, run
@@ -48,7 +50,7 @@ def model(tmp_path_factory) -> Path:
     }
     net = create_model(config)
     with torch.no_grad():
-        net.heads["people"].fc.bias.copy_(torch.tensor([-4.0, 4.0, 0.0]))
+        net.get_parameter("heads.people.fc.bias").copy_(torch.tensor([-4.0, 4.0, 0.0]))
     classes = {
         "clips": [{"id": i, "name": f"class {i}"} for i in range(6)],
         "order": [{"id": i, "name": f"order {i}"} for i in range(3)],
@@ -74,7 +76,7 @@ def probe(path: Path) -> dict:
     return {stream["codec_type"]: stream for stream in streams}
 
 
-def predict(model: Path, video: Path, out: Path, *options: str) -> None:
+def predict(model: Path, video: Path, out: Path, *options: str | Path) -> None:
     arguments = ["--checkpoint", model, "--video", video, "--out", out, "--device", "cpu", *options]
     run(parser().parse_args(list(map(str, arguments))))
 
@@ -85,17 +87,22 @@ def write_boxes(path: Path, *rows: str) -> Path:
 
 
 def test_a_clip_is_the_one_that_evaluation_would_cut(model, tmp_path):
-    people, kinetics = make_localisation_set(tmp_path, "p", "val"), make_classification_set(tmp_path, "k", "val")
-    for task, shards, second in (
-        ("people", people, lambda example: (8 + 15 * (example % 2)) / 15),
-        ("order", kinetics, lambda example: 0.0),
-    ):
-        head = load_head(str(model), task, None, CPU)
-        data = TaskData(task, head.kind, shards, head.view)
-        for example in (0, 1):
-            path = tmp_path / "clip.mp4"
-            path.write_bytes(shards.read_video(example))
-            assert torch.equal(head.clip(VideoReader(path), second(example)), load_example(data, example).clip)
+    shards = make_classification_set(tmp_path, "k", "val")
+    head = load_head(str(model), "order", None, CPU)
+    data = TaskData("order", head.kind, shards, head.view)
+    for example in (0, 1):
+        (tmp_path / "clip.mp4").write_bytes(shards.read_video(example))
+        assert torch.equal(head.clip(VideoReader(tmp_path / "clip.mp4"), 0.0), load_example(data, example).clip)
+
+
+@pytest.mark.parametrize("keyframe", [0, 7, 16, 37])
+def test_a_keyframes_clip_has_the_very_frames_of_evaluation(model, tmp_path, keyframe):
+    content = render("testsrc2=size=128x96", 38)
+    (tmp_path / "v.mp4").write_bytes(content)
+    indices = around_keyframe(38, keyframe, num_frames=4, stride=3)
+    expected = whole_frame(96, 128).apply(decode(content, indices, 38), 32)
+    head = load_head(str(model), "people", None, CPU)
+    assert torch.equal(head.clip(VideoReader(tmp_path / "v.mp4"), keyframe / 15), expected)
 
 
 def test_clips_span_the_same_time_whatever_the_frame_rate(model, tmp_path):
@@ -132,6 +139,16 @@ def test_any_video_comes_out_as_h264_of_its_own_length(model, tmp_path, suffix, 
     assert float(stream["duration"]) == pytest.approx(seconds, abs=0.1)
     assert Fraction(stream["r_frame_rate"]) == 15
     assert not list(tmp_path.glob("new/.*"))
+
+
+def test_a_varying_rate_is_made_steady_without_changing_the_pace(tmp_path):
+    slower = ["-vf", "setpts='if(lt(N,20),N,20+3*(N-20))/15/TB'", "-fps_mode", "vfr"]
+    reader = VideoReader(make_video(tmp_path / "v.mp4", *slower))
+    steady = list(reader.steady())
+    assert np.allclose([time for time, _ in steady], np.arange(len(steady)) / 15)
+    assert reader.seconds == pytest.approx((20 + 3 * 25) / 15, abs=0.2) and len(steady) == round(reader.seconds * 15)
+    for (_, shown), expected in zip(steady, reader.frames_at(np.arange(len(steady)) / 15), strict=True):
+        assert torch.equal(shown, expected)
 
 
 def test_rotation_is_applied(tmp_path):
@@ -324,4 +341,3 @@ def test_views_of_checkpoints_are_checked(tmp_path, model):
         (tmp_path / "config.json").write_text(json.dumps(config))
         with pytest.raises(UserError, match="does not say how clips is used"):
             load_head(str(tmp_path), "clips", None, CPU)
-    assert ViewConfig(**VIEW).sampling == "dense"

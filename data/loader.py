@@ -1,0 +1,170 @@
+"""Batches ahead of use, in worker processes: torch's DataLoader, and what it needs to end a run cleanly."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from data.batch import PADDING, Batch, Example, collate
+from data.dataset import EvalDataset, MixtureDataset, TaskData
+from data.decode import require_ffmpeg
+from data.errors import UserError
+
+PREFETCH = 4
+"""Batches that each worker keeps ready: tasks alternate, and a batch of one costs several times that of another."""
+
+SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+"""What launchers and schedulers send to every process of a job. The run decides when it ends, and it still needs its
+workers for the step that it is in."""
+
+
+def train_loader(dataset: MixtureDataset, micro_batches: Iterable[list[tuple[int, int]]], workers: int) -> "Loader":
+    """Loads micro-batches of a mixture, in the order given.
+
+    Args:
+        micro_batches: for each micro-batch the addresses of its examples: (task index, position), one task in each.
+            Iterated once for each pass over the loader, ahead of what has been consumed.
+        workers: processes that decode; 0 decodes in this one.
+    """
+    return Loader(dataset, micro_batches, workers)
+
+
+def eval_loader(task: TaskData, rank: int, world: int, batch_size: int, workers: int) -> "Loader":
+    """Loads one rank's share of a task's examples, evaluation views.
+
+    Each example comes exactly once over all ranks, and every rank gets the same number of batches of the same size,
+    filled up with PADDING.
+    """
+    return Loader(EvalDataset(task), eval_batches(len(task.shards), rank, world, batch_size), workers)
+
+
+def eval_batches(examples: int, rank: int, world: int, batch_size: int) -> list[list[int]]:
+    """Example numbers of one rank's batches: a run of neighbours, so that reads stay local."""
+    share = -(-examples // world)
+    own = list(range(min(rank * share, examples), min((rank + 1) * share, examples)))
+    own += [PADDING] * (-(-share // batch_size) * batch_size - len(own))
+    return [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
+
+
+class Loader:
+    """Iterates over the batches of a dataset; its workers stay for further passes until `close` or the end.
+
+    Workers are forked. They hold no decoder over a fork, since every clip has its own, and never touch an
+    accelerator. They leave signals to the process that they belong to and end with it.
+
+    Raises, while iterating:
+        UserError: no usable sample, no room in shared memory, or a worker that died.
+    """
+
+    def __init__(self, dataset: Dataset[Example], batches: Iterable[list], workers: int) -> None:
+        require_ffmpeg()
+        self._batches = batches
+        self._loader: DataLoader | None = DataLoader(
+            _Reporting(dataset),
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=_collate,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_start_worker,
+            # Without one of its own, the loader draws from the global generator, and dropout would then depend on how
+            # often a run was interrupted.
+            generator=torch.Generator(),
+            multiprocessing_context="fork" if workers else None,
+            persistent_workers=workers > 0,
+            prefetch_factor=PREFETCH if workers else None,
+        )
+
+    def __len__(self) -> int:
+        """Batches of one pass; TypeError where the batches given have no length."""
+        return len(self._batches)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Batch]:
+        assert self._loader is not None, "the loader is closed"
+        # Workers are born with the signals blocked, so that there is no moment in which one would end them.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            batches = iter(self._loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        return self._checked(batches)
+
+    @staticmethod
+    def _checked(batches: Iterator[Batch | UserError]) -> Iterator[Batch]:
+        try:
+            for batch in batches:
+                if isinstance(batch, UserError):
+                    raise batch
+                yield batch
+        except RuntimeError as error:
+            reason = worker_death(error)
+            if reason is None:
+                raise
+            raise reason from error
+        except (ConnectionError, EOFError, FileNotFoundError) as error:
+            raise _died(f"it broke off while it sent a batch ({type(error).__name__})") from error
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self._loader = None
+
+
+def worker_death(error: RuntimeError) -> UserError | None:
+    """The reason to show for torch's error about a dead worker, None where the error is another one.
+
+    torch raises it from a signal handler, so it may come up in any line of the main process, not only in the loader.
+    """
+    return _died(" ".join(str(error).split())) if str(error).startswith("DataLoader worker") else None
+
+
+def _died(reason: str) -> UserError:
+    return UserError(
+        f"a process that loads data has died: {reason.rstrip('.')}. If the machine ran out of memory, lower `workers`; if"
+        " a video crashes the decoder, find it with shard_tools/verify.py --decode"
+    )
+
+
+class _Reporting(Dataset[Example | UserError]):
+    """Hands a UserError over as a result: one raised in a worker would reach the user as a traceback in a message."""
+
+    def __init__(self, dataset: Dataset[Example]) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: Any) -> Example | UserError:
+        try:
+            return self.dataset[index]
+        except UserError as error:
+            return error
+
+
+def _collate(examples: Sequence[Example | UserError]) -> Batch | UserError:
+    usable = []
+    for example in examples:
+        if isinstance(example, UserError):
+            return example
+        usable.append(example)
+    batch = collate(usable)
+    if get_worker_info() is None:
+        return batch
+    try:
+        # Otherwise a thread of the worker does this while it sends, and where it fails there the run waits for ever.
+        return batch.share_memory_()
+    except RuntimeError as error:
+        return UserError(
+            f"no room in shared memory for a batch ({error}): lower `workers`, or give the container more (docker run"
+            " --shm-size)"
+        )
+
+
+def _start_worker(_: int) -> None:
+    threading.Thread(target=_end_when_told, daemon=True).start()
+
+
+def _end_when_told() -> None:
+    """Waits for a SIGTERM from the process that this worker belongs to, and swallows those of others."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -1,0 +1,112 @@
+"""Reads text and large CSV files, saying file, line and column of whatever does not fit."""
+
+import csv
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import compress, islice
+from typing import Any
+
+import numpy as np
+
+from data.errors import UserError
+
+_CHUNK = 10_000  # rows at a time: few enough that their text stays in the processor's cache
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a CSV file as text, with their line numbers (from 1)."""
+
+    path: str
+    lines: Sequence[int]
+    rows: list[list[str]]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def select(self, keep: list[bool]) -> "Rows":
+        return Rows(self.path, list(compress(self.lines, keep)), list(compress(self.rows, keep)))
+
+    def check_widths(self, widths: set[int], expected: str) -> None:
+        """Raises UserError for the first row whose number of columns is not among `widths`."""
+        if set(map(len, self.rows)) <= widths:
+            return
+        bad = next(i for i, row in enumerate(self.rows) if len(row) not in widths)
+        raise UserError(f"{self.path}, line {self.lines[bad]}: {len(self.rows[bad])} columns, expected {expected}")
+
+    @cached_property
+    def _columns(self) -> list[tuple[str, ...]]:
+        """The columns that every row has."""
+        return list(zip(*self.rows, strict=False))
+
+    def texts(self, column: int, default: str = "") -> Sequence[str]:
+        """A column as text; `default` stands where a row is too short or the cell is empty."""
+        if column < len(self._columns):
+            texts = self._columns[column]
+            return [text or default for text in texts] if default and "" in texts else texts
+        return [(row[column] if column < len(row) else "") or default for row in self.rows]
+
+    def floats(self, column: int, name: str, default: str = "") -> np.ndarray:
+        """A column as float64 [rows]. Raises UserError for text that is no finite number."""
+        texts = self.texts(column, default)
+        values = self._convert(texts, name, float, np.float64, "a number")
+        if not np.isfinite(values).all():
+            bad = int(np.argmin(np.isfinite(values)))
+            raise self.error(bad, name, texts[bad], "a finite number")
+        return values
+
+    def ints(self, column: int, name: str, default: str = "", parse: Callable[[str], int] = int) -> np.ndarray:
+        """A column as int64 [rows]. Raises UserError for text that `parse` takes for no whole number."""
+        return self._convert(self.texts(column, default), name, parse, np.int64, "a whole number")
+
+    def error(self, row: int, name: str, text: str, expected: str) -> UserError:
+        return UserError(f"{self.path}, line {self.lines[row]}, column {name}: {text!r}, expected {expected}")
+
+    def _convert(
+        self, texts: Sequence[str], name: str, parse: Callable[[str], Any], dtype: type, expected: str
+    ) -> np.ndarray:
+        try:
+            return np.fromiter(map(parse, texts), dtype, len(texts))
+        except (ValueError, OverflowError):
+            for row, text in enumerate(texts):
+                try:
+                    np.array(parse(text), dtype)
+                except (ValueError, OverflowError):
+                    raise self.error(row, name, text, expected) from None
+            raise
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The whole of a UTF-8 file. Raises UserError where it cannot be read or is no text."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return file.read()
+    except OSError as error:
+        raise UserError(f"{os.fspath(path)} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{os.fspath(path)}: not a UTF-8 text file ({error})") from error
+
+
+def read_rows(path: str | os.PathLike[str]) -> Iterator[Rows]:
+    """Yields the rows that are not blank, some thousands at a time.
+
+    Raises:
+        UserError: the file cannot be read or is not CSV in UTF-8.
+    """
+    where = os.fspath(path)
+    try:
+        with open(where, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            first = 1
+            while rows := list(islice(reader, _CHUNK)):
+                if reader.line_num != first + len(rows) - 1:
+                    raise UserError(f"{where}, line {first} or after: a quoted cell runs over the end of its line")
+                part = Rows(where, range(first, first + len(rows)), rows)
+                yield part if all(rows) else part.select(list(map(bool, rows)))
+                first += len(rows)
+    except OSError as error:
+        raise UserError(f"{where} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{where}: not a CSV text file ({error})") from error

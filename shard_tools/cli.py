@@ -1,0 +1,179 @@
+"""The way of every pack command from its arguments to shards, a summary and an exit code."""
+
+import argparse
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import NoReturn
+
+from tqdm import tqdm
+
+from data.errors import UserError
+from data.shards import ClassInfo, Manifest
+from shard_tools.annotations import LabelledClip
+from shard_tools.failures import Failure
+from shard_tools.items import Item, Keys, Plan
+from shard_tools.options import pack_options, settings
+from shard_tools.packing import PackOptions, pack, share_out
+from shard_tools.part_store import PartStore
+from shard_tools.transcode import require_ffmpeg
+from shard_tools.video_files import VideoFiles
+
+
+def main(parser: argparse.ArgumentParser, make_plan: Callable[[argparse.Namespace], Plan]) -> NoReturn:
+    """Runs a pack command and exits as `options.EPILOG` says."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    for stream in (sys.stdout, sys.stderr):  # names of files may hold anything
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        sys.exit(run(parser.parse_args(), make_plan))
+    except UserError as error:
+        _exit(2, f"error: {error}")
+    except OSError as error:
+        _exit(1, f"error: {error}\nWith that mended, the same command goes on where it was.")
+    except KeyboardInterrupt:
+        _exit(130, "interrupted; the same command goes on where it was")
+
+
+def run(arguments: argparse.Namespace, make_plan: Callable[[argparse.Namespace], Plan]) -> int:
+    """Plans, packs, merges and sums up. Returns the exit code."""
+    ffmpeg = require_ffmpeg()
+    options = pack_options(arguments)
+    plan = make_plan(arguments)
+    shards = share_out(plan.items, options.samples_per_shard, options.seed)
+    store = PartStore(arguments.out, plan, len(shards), {**settings(options), **plan.settings})
+    if arguments.dry_run:
+        return _describe(plan, store, shards)
+    manifest = store.finished_set()
+    if manifest:
+        print(f"{store.prefix}: already packed")
+        return _sum_up(manifest, store, arguments.max_failures)
+    store.begin()
+    left = _pack(store, plan, shards, options)
+    # Another part may have finished the set meanwhile.
+    manifest = store.finished_set()
+    if not manifest and left:
+        part, parts = options.part
+        print(f"{store.prefix}: part {part}/{parts} done, {left} of {len(shards)} shards to come from other parts")
+        return 0
+    return _sum_up(manifest or store.merge(ffmpeg), store, arguments.max_failures)
+
+
+def classification_plan(
+    dataset: str,
+    arguments: argparse.Namespace,
+    annotated: tuple[list[LabelledClip], list[ClassInfo], dict[str, int]],
+) -> Plan:
+    """Looks up the annotated clips among the videos.
+
+    Raises:
+        UserError: the videos cannot be listed, or none of the clips is there.
+    """
+    clips, classes, dropped = annotated
+    files, keys = VideoFiles(arguments.videos), Keys()
+    items: list[Item] = []
+    lost: list[Failure] = []
+    seen: set[tuple[str, int | None]] = set()
+    repeated = 0
+    for clip in clips:
+        found = files.find(clip.stems, clip.folders)
+        if found is None:
+            lost.append(Failure(clip.listed, "missing"))
+        elif (found, clip.label) in seen:
+            repeated += 1
+        else:
+            seen.add((found, clip.label))
+            name = None if clip.label is None else classes[clip.label].name
+            fields = {"dataset": dataset, "label": clip.label, "class_name": name}
+            items.append(Item(keys.make(clip.name), found, files.path(found), fields))
+    require_videos(items, lost, files)
+    if repeated:
+        dropped = {**dropped, "rows that repeat a clip and its label": repeated}
+    return Plan(dataset, arguments.split, "classification", classes, items, lost, dropped)
+
+
+def require_videos(items: Sequence[Item], lost: Sequence[Failure], files: VideoFiles) -> None:
+    """Raises UserError where not one video of the annotations was found: the folder must be the wrong one."""
+    if not items:
+        example = f", for example {lost[0].source}" if lost else ""
+        raise UserError(
+            f"{files.folder}: none of the annotated videos is among the {len(files)} files there{example}; is --videos"
+            " right?"
+        )
+
+
+def _pack(store: PartStore, plan: Plan, shards: list[list[Item]], options: PackOptions) -> int:
+    # Once, before workers are forked from here: each would spend seconds on it. Imported late for a quick --help.
+    from data.decode import require_ffmpeg as require_decoder
+
+    require_decoder()
+    part, parts = options.part
+    total = sum(len(items) for items in shards[part::parts])
+    unit = "clip" if plan.kind == "classification" else "segment"
+    tqdm.monitor_interval = 0  # its thread would be forked along
+    quiet = not sys.stderr.isatty()
+    with tqdm(total=total, unit=unit, desc=store.name, mininterval=30 if quiet else 0.2, smoothing=0.05) as bar:
+        lost = sum(failure.examples for failure in plan.lost)
+
+        def progress(done: int, lost_now: int) -> None:
+            nonlocal lost
+            lost += lost_now
+            bar.set_postfix_str(f"lost {lost}", refresh=False)
+            bar.update(done)
+
+        return pack(store, shards, options, progress)
+
+
+def _describe(plan: Plan, store: PartStore, shards: list[list[Item]]) -> int:
+    missing = Counter(failure.reason for failure in plan.lost)
+    wanted = sum(item.examples for item in plan.items)
+    lost = sum(failure.examples for failure in plan.lost)
+    print(f"{store.prefix}: {wanted} {plan.unit} in {len(plan.items)} samples, {len(shards)} shards, not written")
+    print(f"{len(plan.classes)} classes; left out: {_counts(plan.dropped)}")
+    print(f"lost before any work: {lost} {plan.unit} ({_counts(missing)} videos or keyframes)")
+    for failure in plan.lost[:10]:
+        print(f"  {failure.reason}: {failure.source} {failure.detail}".rstrip())
+    if len(plan.lost) > 10:
+        print(f"  and {len(plan.lost) - 10} more")
+    return 0
+
+
+def _sum_up(manifest: Manifest | None, store: PartStore, max_failures: float) -> int:
+    listed = f"{store.prefix}.failures.jsonl"
+    unit = store.plan.unit
+    if manifest is None:
+        _complain(f"error: {store.prefix}: nothing could be packed; the reasons are in {listed}")
+        return 1
+    size = sum(shard.bytes for shard in manifest.shards)
+    hours = manifest.settings.get("hours", 0)
+    held = f"{manifest.examples} {unit}" + ("" if unit == "clips" else f" in {manifest.samples} segments")
+    print(f"{store.prefix}: {held}, {len(manifest.shards)} shards, {hours:.2f} h of video, {size / 1e6:.1f} MB")
+    print(f"left out: {_counts(manifest.settings.get('dropped', {}))}")
+    lost = sum(manifest.failures.values())
+    share = lost / (lost + manifest.examples)
+    print(
+        f"lost: {lost} of {lost + manifest.examples} {unit} ({share:.1%}): {_counts(manifest.failures)}; list: {listed}"
+    )
+    if share > max_failures:
+        _complain(f"error: {share:.1%} lost, more than --max-failures {max_failures:g} allows")
+        return 1
+    return 0
+
+
+def _counts(counts: dict[str, int] | Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _complain(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+def _exit(code: int, message: str) -> NoReturn:
+    _complain(message)
+    sys.exit(code)

@@ -1,0 +1,131 @@
+"""The FFmpeg command that makes clips: which part of a source, at which rate and size, encoded how."""
+
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from shard_tools.source_video import Source
+
+MAX_ERROR_RATE = 0.01
+"""A clip is lost when FFmpeg cannot decode more than this share of its frames."""
+
+_SCALER = "bicubic+accurate_rnd+full_chroma_inp+full_chroma_int"  # without the last two, BT.601 greys turn pink
+# Containers that hold their own streams; no playlist that would name other files.
+_DEMUXERS = "mov,matroska,avi,flv,ogg,asf,mpeg,mpegts,mpegvideo,h264,hevc,gif"
+
+
+@dataclass(frozen=True)
+class VideoSettings:
+    """How clips are encoded. `short_side` and `fps` of None keep the source's; `gop` is in frames."""
+
+    short_side: int | None
+    fps: Fraction | None
+    crf: int
+    preset: str
+    gop: int
+    min_frames: int
+    max_pixels: int
+
+
+@dataclass(frozen=True)
+class Span:
+    """A part of a source: `frames` frames from `start` (seconds after the file's beginning) on.
+
+    Frame i shows what the source shows at start + i / fps. `key_frames` are frames to encode as key frames.
+    """
+
+    start: Fraction
+    frames: int
+    key_frames: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One clip to make.
+
+    Attributes:
+        span: the part of the source; None for all of it.
+        preroll: seconds ahead of the span to seek to; where that is before the file's beginning, it does not seek.
+    """
+
+    path: str
+    source: Source
+    fps: Fraction
+    span: Span | None = None
+    preroll: float = 1.0
+
+    @property
+    def seek(self) -> Fraction:
+        """Where to seek to, a whole number of frames of the clip ahead of its span; 0 for no seeking."""
+        if self.span is None or self.span.start <= self.preroll:
+            return Fraction(0)
+        return max(self.span.start - math.ceil(self.preroll * self.fps) / self.fps, Fraction(0))
+
+
+def clip_size(width: int, height: int, short_side: int | None) -> tuple[int, int]:
+    """Size to encode at: short side as asked but never larger than the source's, width a multiple of 32, height even.
+
+    Decoders work in blocks: a width that is no multiple of 32 costs 8 to 10 % of their speed. The picture is stretched
+    to it, by 16 pixels at most.
+    """
+    scale = min(1.0, short_side / min(width, height)) if short_side else 1.0
+    return max(32 * round(width * scale / 32), 32), max(2 * round(height * scale / 2), 16)
+
+
+def clip_command(jobs: Sequence[Job], settings: VideoSettings, outputs: Sequence[str]) -> list[str]:
+    """The command for one process that makes all clips, each into the path of `outputs` at its place."""
+    command = [*_die_with_parent(), "ffmpeg", "-hide_banner", "-v", "error", "-nostdin", "-nostats", "-y"]
+    command += ["-filter_threads", "1", "-max_error_rate", str(MAX_ERROR_RATE)]
+    for job in jobs:
+        command += ["-ss", _seconds(job.seek)] if job.seek else []
+        command += ["-threads", "1", "-protocol_whitelist", "file", "-format_whitelist", _DEMUXERS]
+        command += ["-max_pixels:v", str(settings.max_pixels), "-i", f"file:{job.path}"]
+    for number, (job, output) in enumerate(zip(jobs, outputs, strict=True)):
+        # V: no cover pictures. One thread and bitexact: the same input gives the same bytes everywhere.
+        command += ["-map", f"{number}:V:0", "-vf", ",".join(_filters(job, settings)), "-threads", "1"]
+        command += ["-c:v", "libx264", "-preset", settings.preset, "-tune", "fastdecode", "-crf", str(settings.crf)]
+        command += ["-g", str(settings.gop), "-keyint_min", str(settings.gop), "-sc_threshold", "0"]
+        if job.span:
+            command += ["-frames:v", str(job.span.frames)]
+            if job.span.key_frames:
+                command += ["-force_key_frames", ",".join(_seconds(n / job.fps) for n in job.span.key_frames)]
+        command += ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
+        command += ["-map_metadata", "-1", "-map_chapters", "-1", "-fflags", "+bitexact", "-flags:v", "+bitexact"]
+        command += ["-movflags", "+faststart", "-f", "mp4", output]
+    return command
+
+
+def _filters(job: Job, settings: VideoSettings) -> list[str]:
+    width, height = clip_size(job.source.width, job.source.height, settings.short_side)
+    scale = f"scale={width}:{height}:flags={_SCALER}:in_color_matrix={job.source.matrix}"
+    return [*_time(job), f"{scale}:out_color_matrix=bt709:out_range=tv", "setsar=1", "format=yuv420p"]
+
+
+def _time(job: Job) -> list[str]:
+    """Filters that give the clip its frames: each is the source's frame nearest in time.
+
+    After a seek the clip's time is kept as the source has it, so that a seek that came out too late can be seen: its
+    first frame is not at 0. Without one, a source that begins late has its first frame repeated.
+    """
+    # The filter takes the last frame before the middle between two output frames. Moved by this much, it takes the
+    # frame nearest in time, at any pair of rates; timestamps that tremble, as in WebM, do no harm.
+    shift = (1 / job.fps - 1 / job.source.fps) / 2
+    move = [f"setpts=PTS+{_seconds(shift)}/TB"] if shift else []
+    if job.span is None:
+        return [*move, f"fps={job.fps}", "setpts=PTS-STARTPTS"]
+    if not job.seek:
+        return [*move, f"fps={job.fps}:start_time={_seconds(job.span.start)}", "setpts=PTS-STARTPTS"]
+    ahead = round((job.span.start - job.seek) * job.fps)
+    return [*move, f"fps={job.fps}", f"trim=start_pts={ahead}", f"setpts=PTS-{ahead}"]
+
+
+def _seconds(value: Fraction) -> str:
+    return f"{float(value):.6f}"
+
+
+def _die_with_parent() -> list[str]:
+    """util-linux's setpriv has the kernel end FFmpeg with the worker that started it, even one killed outright."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []

@@ -1,0 +1,36 @@
+"""Packs Kinetics into shards."""
+
+import argparse
+
+from shard_tools.annotations import read_class_names, read_kinetics
+from shard_tools.cli import classification_plan, main
+from shard_tools.items import Plan
+from shard_tools.options import make_parser
+
+
+def options() -> argparse.ArgumentParser:
+    parser = make_parser(
+        "Packs Kinetics (any edition) into shards. Videos may lie in folders of classes or not, their names with or"
+        "\nwithout the time of the clip ({id}_{start:06d}_{end:06d}.mp4 or {id}.mp4), with any extension.",
+        short_side=256,
+        samples_per_shard=500,
+    )
+    parser.add_argument(
+        "--annotations", required=True, metavar="CSV", help="header label,youtube_id,time_start,time_end,split"
+    )
+    parser.add_argument(
+        "--classes",
+        metavar="TXT",
+        help="one class a line, in order of the logits (default: the sorted labels of CSV; the usual train and validate"
+        " files both hold all classes; give the same TXT for all splits where yours do not)",
+    )
+    return parser
+
+
+def make_plan(arguments: argparse.Namespace) -> Plan:
+    names = read_class_names(arguments.classes) if arguments.classes else None
+    return classification_plan("kinetics", arguments, read_kinetics(arguments.annotations, arguments.split, names))
+
+
+if __name__ == "__main__":
+    main(options(), make_plan)

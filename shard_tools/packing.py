@@ -1,0 +1,183 @@
+"""The engine that packs a plan: items to shards, shards to a set; parallel, resumable, the same bytes every time.
+
+Items are shared out among shards before any work, so each shard depends on its own items and the settings alone. Jobs
+on several machines (`part`) take shards in turn, and whichever finds all of them done writes the manifest.
+"""
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from io import BufferedRandom
+
+import numpy as np
+
+from data.shards import ShardInfo
+from shard_tools.clip_command import Job, VideoSettings
+from shard_tools.failures import Failure, Unpackable
+from shard_tools.items import Item
+from shard_tools.part_store import PartStore, ShardRecord, atomic_file
+from shard_tools.source_video import Source, probe
+from shard_tools.transcode import Clip, transcode
+from shard_tools.workers import Lost, run_ordered
+
+BATCH = 4  # items that share one FFmpeg process
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """How to pack, as far as the result does not depend on it (`workers`, `part`, `time_limit`), and what it does
+    depend on (`video`, `samples_per_shard`, `seed`). `part` is (i, n): the shards s with s % n == i."""
+
+    video: VideoSettings
+    samples_per_shard: int
+    seed: int
+    workers: int
+    part: tuple[int, int]
+    time_limit: float
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A finished sample."""
+
+    key: str
+    json: bytes
+    video: bytes
+    examples: int
+    seconds: float
+    failures: list[Failure]
+
+
+def share_out(items: Sequence[Item], samples_per_shard: int, seed: int) -> list[list[Item]]:
+    """The items of each shard, in an order that depends on the seed and their keys alone. Shards differ by one item in
+    size at most."""
+    if not items:
+        return []
+    ordered = sorted(items, key=lambda item: hashlib.sha256(f"{seed}/{item.key}".encode()).digest())
+    count = -(-len(ordered) // samples_per_shard)
+    return [[ordered[n] for n in numbers] for numbers in np.array_split(np.arange(len(ordered)), count)]
+
+
+def pack(
+    store: PartStore,
+    shards: Sequence[Sequence[Item]],
+    options: PackOptions,
+    progress: Callable[[int, int], None] = lambda done, lost: None,
+) -> int:
+    """Packs the shards of this part that are not done yet.
+
+    Args:
+        progress: called with how many items are done, and how many examples are lost, since the last call.
+
+    Returns:
+        number of shards that other parts have still to pack.
+    """
+    mine = range(options.part[0], len(shards), options.part[1])
+    todo = [shard for shard in mine if not store.is_done(shard)]
+    progress(sum(len(shards[shard]) for shard in mine) - sum(len(shards[shard]) for shard in todo), 0)
+    items = [item for shard in todo for item in shards[shard]]
+    work = partial(pack_items, options.video)
+    # Closed at once when anything goes wrong, so that no worker outlives the run.
+    with closing(run_ordered(work, items, options.workers, options.time_limit, BATCH)) as answers:
+        for shard in todo:
+            results = map(partial(_settle, options.time_limit), shards[shard], answers)
+            store.write(shard, _write_shard(store, shard, results, progress))
+    return sum(not store.is_done(shard) for shard in range(len(shards)))
+
+
+def pack_items(settings: VideoSettings, items: Sequence[Item]) -> list[Packed | Failure]:
+    """Makes the samples of some items; what happens to one does not touch the others."""
+    results: dict[int, Packed | Failure] = {}
+    jobs: dict[int, Job] = {}
+    for number, item in enumerate(items):
+        try:
+            source = probe(item.path, settings.max_pixels)
+            fps = settings.fps or item.rate(source)
+            jobs[number] = Job(item.path, source, fps, item.span(source, fps))
+        except Unpackable as error:
+            results[number] = _failure(item, error)
+    clips = transcode(list(jobs.values()), settings)
+    for (number, job), clip in zip(jobs.items(), clips, strict=True):
+        results[number] = _sample(items[number], job.source, clip)
+    return [results[number] for number in range(len(items))]
+
+
+def _sample(item: Item, source: Source, clip: Clip | Unpackable) -> Packed | Failure:
+    try:
+        if isinstance(clip, Unpackable):
+            raise clip
+        sample, examples, failures = item.finish(source, clip)
+    except Unpackable as error:
+        return _failure(item, error)
+    text = json.dumps(sample, sort_keys=True).encode()
+    return Packed(item.key, text, clip.video, examples, float(clip.frames / clip.fps), failures)
+
+
+def _failure(item: Item, error: Unpackable) -> Failure:
+    return Failure(item.source, error.reason, error.detail, item.examples)
+
+
+def _settle(time_limit: float, item: Item, answer: Packed | Failure | Lost) -> Packed | Failure:
+    if not isinstance(answer, Lost):
+        return answer
+    if answer.timeout:
+        return _failure(item, Unpackable("timeout", f"took more than {time_limit:g} s"))
+    return _failure(item, Unpackable("crashed", answer.error or "the process that decoded it died"))
+
+
+class _NothingLeftError(Exception):
+    """Every item of a shard failed: its file must not appear."""
+
+
+def _write_shard(
+    store: PartStore, shard: int, results: Iterable[Packed | Failure], progress: Callable[[int, int], None]
+) -> ShardRecord:
+    """Writes one tar, unless every item failed."""
+    # Here and not above: it imports torch, which takes seconds.
+    from webdataset import TarWriter
+
+    failures: list[Failure] = []
+    examples: dict[str, int] = {}
+    seconds = 0.0
+    path = store.tar_path(shard)
+    try:
+        with atomic_file(path, store.parts) as file:
+            # Nothing in a header may change from run to run.
+            with TarWriter(file, user="", group="", mtime=0, encoder=False) as writer:
+                for result in results:
+                    if isinstance(result, Failure):
+                        failures.append(result)
+                        progress(1, result.examples)
+                        continue
+                    writer.write({"__key__": result.key, "json": result.json, "mp4": result.video})
+                    examples[result.key] = result.examples
+                    failures += result.failures
+                    seconds += result.seconds
+                    progress(1, sum(failure.examples for failure in result.failures))
+            size = file.tell()
+            rows = _index_rows(file, examples)
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if not examples:
+                raise _NothingLeftError
+    except _NothingLeftError:
+        return ShardRecord(None, [], failures, 0.0)
+    info = ShardInfo(path.name, len(examples), len(rows), size, digest)
+    return ShardRecord(info, rows, failures, round(seconds, 3))
+
+
+def _index_rows(file: BufferedRandom, examples: dict[str, int]) -> list[list[int]]:
+    """The index rows of a tar without the shard's number, read back from the tar itself."""
+    file.seek(0)
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        members = {member.name: member for member in tar}
+    rows = []
+    for key, count in examples.items():
+        text, video = members[f"{key}.json"], members[f"{key}.mp4"]
+        place = [text.offset_data, text.size, video.offset_data, video.size]
+        rows += [[*place, item] for item in range(count)]
+    return rows

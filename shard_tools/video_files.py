@@ -1,0 +1,81 @@
+"""Finds videos by name under a folder, whatever the sub-folders and extensions are."""
+
+import os
+import re
+from collections.abc import Sequence
+
+from data.errors import UserError
+
+_VIDEO = re.compile(r"\.(mp4|m4v|mov|mkv|webm|avi|flv|f4v|mpe?g|m?ts|m2ts|wmv|asf|3gp|3g2|ogv|ogg|gif|divx)", re.I)
+_NO_VIDEO = re.compile(
+    r"\.(txt|csv|tsv|jsonl?|xml|vtt|srt|md5?|sha256|log|np[yz]|pkl|pt|wav|mp3|m4a|flac|opus|jpe?g|png|webp|zip|tar|gz"
+    r"|part|ytdl|tmp|lock)",
+    re.I,
+)
+
+
+class VideoFiles:
+    """The files under a folder, listed once; sub-folders that are links are followed.
+
+    Names from annotations are only ever looked up here, never joined to a path: `../../x` is simply not found.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = os.path.abspath(folder)
+        self._by_stem: dict[str, list[str]] = {}
+        self._count = 0
+        seen: set[tuple[int, int]] = set()
+        pending = [""]
+        while pending:
+            relative = pending.pop()
+            path = os.path.join(self.folder, relative) if relative else self.folder
+            try:
+                status = os.stat(path)
+                if (status.st_dev, status.st_ino) in seen:  # a link to a folder above
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+                with os.scandir(path) as entries:
+                    for entry in entries:
+                        if entry.name.startswith("."):
+                            continue
+                        name = f"{relative}/{entry.name}" if relative else entry.name
+                        if entry.is_dir():
+                            pending.append(name)
+                        else:
+                            self._add(entry.name, name)
+            except OSError as error:
+                raise UserError(f"{path}: videos cannot be listed: {error.strerror}") from error
+        for names in self._by_stem.values():
+            names.sort(key=lambda name: (not _VIDEO.fullmatch(os.path.splitext(name)[1]), name))
+
+    def _add(self, name: str, relative: str) -> None:
+        stem, suffix = os.path.splitext(name)
+        if not _NO_VIDEO.fullmatch(suffix):
+            self._by_stem.setdefault(stem, []).append(relative)
+            self._count += 1
+
+    def __len__(self) -> int:
+        return self._count
+
+    def find(self, stems: Sequence[str], near: Sequence[str] = ()) -> str | None:
+        """Path relative to the folder of the file with the first of `stems` (names without extension) that exists.
+
+        Among several, one in a folder named as in `near` (spaces and underscores alike), then one with a usual
+        extension of videos, then the first by name.
+        """
+        wanted = {_fold(name) for name in near if name}
+        for stem in stems:
+            names = self._by_stem.get(stem)
+            if names:
+                return max(names, key=lambda name: len(wanted & {_fold(part) for part in name.split("/")[:-1]}))
+        return None
+
+    def path(self, relative: str) -> str:
+        return os.path.join(self.folder, relative)
+
+
+def _fold(name: str) -> str:
+    return name.replace("_", " ").lower()

@@ -1,0 +1,151 @@
+"""Runs a function over many tasks in worker processes that may crash or hang, and yields the results in order."""
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Stands for the result of a task that took too long (`timeout`), whose worker died, or that raised `error`."""
+
+    timeout: bool = False
+    error: str = ""
+
+
+def run_ordered(
+    function: Callable[[Sequence[T]], Sequence[R]], tasks: Sequence[T], workers: int, limit_s: float, batch: int = 1
+) -> Generator[R | Lost, None, None]:
+    """Yields one result per task, in the order of the tasks; a bounded number of them is under way at a time.
+
+    Workers are forked: import what is heavy before, and start no thread. They end with this process, whatever ends it,
+    and when the iterator is closed; with a worker ends every process that it has started.
+
+    Args:
+        function: takes some tasks and returns as many results; it must not depend on which tasks come together.
+        limit_s: seconds that a call may take; its worker is killed then.
+        batch: how many tasks go into one call. Those of a call that was lost are tried again one by one.
+    """
+    chunks = deque((first, min(first + batch, len(tasks))) for first in range(0, len(tasks), batch))
+    results: dict[int, R | Lost] = {}
+    pool: list[_Worker[T, R]] = []
+    window = max(4 * workers * batch, 32)
+    following = 0
+    try:
+        while following < len(tasks):
+            while chunks and chunks[0][0] < following + window and (worker := _idle(pool, workers, function)):
+                worker.submit(tasks, chunks.popleft(), limit_s)
+            for worker in _ready(pool):
+                answer = worker.receive()
+                first, end = worker.chunk
+                if not isinstance(answer, Lost):
+                    results.update(zip(range(first, end), answer, strict=True))
+                elif end - first == 1:
+                    results[first] = answer
+                else:
+                    chunks.extendleft((task, task + 1) for task in reversed(range(first, end)))
+                if not worker.process.is_alive():
+                    pool.remove(worker)
+            while following in results:
+                yield results.pop(following)
+                following += 1
+    finally:
+        for worker in pool:
+            worker.kill()
+
+
+class _Worker(Generic[T, R]):
+    """A worker process with a pipe; `chunk` is the range of tasks that it is at."""
+
+    def __init__(self, function: Callable[[Sequence[T]], Sequence[R]]) -> None:
+        context = multiprocessing.get_context("fork")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(function, theirs, os.getpid()), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.chunk = (0, 0)
+        self.busy = False
+        self.deadline = 0.0
+
+    def submit(self, tasks: Sequence[T], chunk: tuple[int, int], limit_s: float) -> None:
+        self.chunk, self.busy, self.deadline = chunk, True, time.monotonic() + limit_s
+        # A worker that has died is noticed when its answer is read.
+        with contextlib.suppress(BrokenPipeError):
+            self.pipe.send(tasks[slice(*chunk)])
+
+    def receive(self) -> Sequence[R] | Lost:
+        """The answer that is there, or Lost from a worker that has died or is past its time."""
+        self.busy = False
+        try:
+            if self.pipe.poll():
+                answer: Sequence[R] | Lost = self.pipe.recv()
+                return answer
+            lost = Lost(timeout=True)
+        except (EOFError, OSError):
+            lost = Lost()
+        self.kill()
+        return lost
+
+    def kill(self) -> None:
+        # The group holds the worker and whatever it has started. Gone already: nothing to do.
+        assert self.process.pid
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+def _idle(
+    pool: "list[_Worker[T, R]]", workers: int, function: Callable[[Sequence[T]], Sequence[R]]
+) -> "_Worker[T, R] | None":
+    for worker in pool:
+        if not worker.busy:
+            return worker
+    if len(pool) == workers:
+        return None
+    pool.append(_Worker(function))
+    return pool[-1]
+
+
+def _ready(pool: "list[_Worker[T, R]]") -> "list[_Worker[T, R]]":
+    """Waits for workers that have answered, died, or are past their time."""
+    busy = [worker for worker in pool if worker.busy]
+    patience = max(min(worker.deadline for worker in busy) - time.monotonic(), 0)
+    answered = set(wait([worker.pipe for worker in busy], patience))
+    now = time.monotonic()
+    return [worker for worker in busy if worker.pipe in answered or worker.deadline <= now]
+
+
+def _serve(function: Callable[[Sequence[T]], Sequence[R]], pipe: Connection, parent: int) -> None:
+    # A group of its own: Ctrl-C reaches the parent alone, which decides, and one signal ends the worker's children too.
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the line above
+            return
+    while True:
+        try:
+            tasks = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send(function(tasks))
+        except Exception as error:  # noqa: BLE001 - one bad task must not stop the run; the error is its result
+            pipe.send(Lost(error=f"{type(error).__name__}: {error}"))

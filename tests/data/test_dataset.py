@@ -1,0 +1,254 @@
+"""Examples by address: what they hold, what they depend on, and what takes the place of a bad one."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.batch import PADDING
+from data.dataset import ATTEMPTS, EvalDataset, MixtureDataset, TaskData
+from data.errors import UserError
+from data.shards import ClassInfo, ShardSet
+from data.view import ViewConfig
+from tests.tiny_shards import box_video, class_video, clock_video, read_clock, video_record, write_set
+
+VIEW = ViewConfig(num_frames=4, stride=3, image_size=64, color_jitter=0.2)
+CLASSES = [ClassInfo(1, "stand"), ClassInfo(3, "sit"), ClassInfo(7, "run")]
+
+
+class Counting:
+    """The order in which position and example are the same."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def example(self, position: int) -> int:
+        return position % self.size
+
+
+def mixture(*tasks, seed=0):
+    return MixtureDataset(tasks, [Counting(len(task.shards)) for task in tasks], seed)
+
+
+def task(shards, name=None, **changes):
+    return TaskData(
+        name or shards.manifest.dataset, shards.manifest.kind, shards, ViewConfig(**{**vars(VIEW), **changes})
+    )
+
+
+def evaluated(task, example):
+    return EvalDataset(task)[example]
+
+
+def record(key, label=0, frames=38):
+    return {"key": key, "label": label, "video": video_record(frames)}
+
+
+def keyframe_set(folder: Path, video: bytes, **fields) -> ShardSet:
+    """A set of one sample of one keyframe at frame 20, which `fields` change."""
+    keyframe = {"timestamp": 902.0, "frame": 20, "boxes": [], "labels": [], "person_ids": [], "proposals": [], **fields}
+    sample = {"key": "movie", "video_id": "movie", "video": video_record(38), "keyframes": [keyframe]}
+    return write_set(folder, "ava", "train", "localisation", CLASSES, [(sample, video)])
+
+
+def same(one, other) -> bool:
+    boxes = (one.boxes is None and other.boxes is None) or torch.equal(one.boxes, other.boxes)
+    named = (one.task, one.key, one.example, one.substitutes) == (
+        other.task,
+        other.key,
+        other.example,
+        other.substitutes,
+    )
+    return named and boxes and torch.equal(one.clip, other.clip) and torch.equal(one.labels, other.labels)
+
+
+def test_a_classification_example(classification):
+    example = mixture(task(classification))[0, 4]
+    assert (example.task, example.key, example.example, int(example.labels)) == ("kinetics", "kinetics_00004", 4, 1)
+    assert example.clip.shape == (3, 4, 64, 64) and example.clip.dtype == torch.uint8 and example.clip.is_contiguous()
+    assert example.boxes is None and example.info is None and example.substitutes == []
+
+
+def test_an_address_always_holds_the_same(classification, localisation):
+    tasks = task(classification), task(localisation)
+    one, other = mixture(*tasks), mixture(*reversed(tasks))
+    for position in (9, 0, 3):
+        # Neither what was asked before nor the tasks beside it matter.
+        assert same(one[0, position], other[1, position])
+        assert same(one[1, position], other[0, position])
+
+
+def test_seed_position_and_name_change_the_view(classification):
+    size = len(classification)
+    clips = [
+        mixture(task(classification), seed=seed)[0, position].clip for seed, position in ((0, 0), (1, 0), (0, size))
+    ] + [mixture(task(classification, "other"))[0, 0].clip]
+    for i, clip in enumerate(clips):
+        assert not any(torch.equal(clip, other) for other in clips[i + 1 :])
+
+
+def test_keyframe_is_the_middle_of_the_clip(tmp_path):
+    shards = keyframe_set(tmp_path, clock_video())
+    for example in (mixture(task(shards, color_jitter=0))[0, 0], evaluated(task(shards), 0)):
+        assert read_clock(example.clip.numpy()) == [14, 17, 20, 23]
+        assert example.boxes.shape == (0, 4) and example.labels.shape == (0, 3)
+
+
+@pytest.mark.parametrize(("sampling", "expected"), [("segments", [4, 14, 23, 33]), ("dense", [14, 17, 20, 23])])
+def test_sampling_of_a_view(tmp_path, sampling, expected):
+    names = [ClassInfo(0, "tick")]
+    shards = write_set(tmp_path, "clock", "train", "classification", names, [(record("tick"), clock_video())])
+    assert read_clock(evaluated(task(shards, sampling=sampling), 0).clip.numpy()) == expected
+    trained = read_clock(mixture(task(shards, sampling=sampling, color_jitter=0))[0, 0].clip.numpy())
+    if sampling == "dense":
+        assert np.diff(trained).tolist() == [3, 3, 3]
+    else:
+        assert all(38 * i // 4 <= frame <= 38 * (i + 1) // 4 for i, frame in enumerate(trained))
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_boxes_lie_on_the_people_in_the_view(tmp_path, flip):
+    box = [0.25, 0.125, 0.5, 0.75]
+    shards = keyframe_set(tmp_path, box_video([box]), boxes=[box], labels=[[3, 7]])
+    dataset, dropped = mixture(task(shards, flip=flip, scale=(0.2, 1.0), color_jitter=0)), 0
+    for position in range(40):
+        example = dataset[0, position]
+        red, green, _ = example.clip[:, 2].int()
+        person = red - green > 90
+        if len(example.boxes) == 0:
+            dropped += 1
+            assert example.labels.shape == (0, 3)
+            continue
+        assert example.labels.tolist() == [[0, 1, 1]]
+        rows, columns = person.any(dim=1).nonzero(), person.any(dim=0).nonzero()
+        found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        # Colour has half of the resolution in the file, so its edges are a pixel of the frame wide.
+        np.testing.assert_allclose(np.array(found, dtype=float), example.boxes[0].numpy() * 64, atol=2.6)
+    assert 0 < dropped < 30
+
+
+def test_flip_is_left_alone_when_off(tmp_path):
+    """The left half of the picture is red: in no view is the right end redder than the left one."""
+    names = [ClassInfo(0, "left")]
+    video = box_video([[0, 0, 0.5, 1]])
+    shards = write_set(tmp_path, "ssv2", "train", "classification", names, [(record("left"), video)])
+
+    def mirrored(flip: bool) -> int:
+        dataset = mixture(task(shards, flip=flip, scale=(0.8, 1.0), color_jitter=0))
+        clips = [dataset[0, position].clip.int() for position in range(30)]
+        return sum(bool((clip[0] - clip[1])[..., -1].sum() > (clip[0] - clip[1])[..., 0].sum()) for clip in clips)
+
+    assert mirrored(False) == 0
+    assert 5 < mirrored(True) < 25
+
+
+def test_evaluation_takes_proposals_over_the_threshold(localisation):
+    example = evaluated(task(localisation), 3)
+    info = example.info
+    assert (info.video_id, info.timestamp, example.example) == ("movie.1", 903.0, 3)
+    assert info.scores.tolist() == [0.95] and info.boxes.tolist() == info.gt_boxes.tolist()
+    assert info.gt_labels == [[1]]
+    np.testing.assert_allclose(example.boxes.numpy(), info.boxes, atol=1e-6)
+    assert example.labels.shape == (1, 3) and example.labels.isnan().all()
+    assert len(evaluated(task(localisation, proposal_score_threshold=0.3), 3).boxes) == 2
+    assert len(evaluated(task(localisation, proposal_score_threshold=0.96), 3).boxes) == 0
+    assert torch.equal(example.clip, evaluated(task(localisation), 3).clip)
+
+
+def test_evaluation_on_ground_truth(localisation):
+    example = evaluated(task(localisation, eval_boxes="groundtruth"), 3)
+    assert example.info.scores.tolist() == [1.0] and example.labels.tolist() == [[0, 1, 0]]
+
+
+def test_training_on_proposals_that_overlap_a_person(tmp_path):
+    person, near, far = [0.2, 0.2, 0.6, 0.8], [0.2, 0.2, 0.6, 0.7], [0.5, 0.2, 1.0, 0.8]
+    proposals = [[*near, 0.95], [*far, 0.99], [*person, 0.5]]
+    shards = keyframe_set(tmp_path, box_video([person]), boxes=[person], labels=[[7]], proposals=proposals)
+    changes = {"flip": False, "scale": (1.0, 1.0)}
+    assert len(mixture(task(shards, **changes))[0, 0].boxes) == 1
+    example = mixture(task(shards, train_proposals=0.9, **changes))[0, 0]
+    np.testing.assert_allclose(example.boxes.numpy(), [person, near], atol=1e-6)
+    assert example.labels.tolist() == [[0, 0, 1], [0, 0, 1]]
+
+
+@pytest.fixture
+def damaged(tmp_path) -> ShardSet:
+    """Samples 0, 3, 6 and 7 are good; 1 is no video, 2 no JSON, 4 has a wrong frame count, 5 no label."""
+    good = class_video(0, 3)
+    entries = [(record(f"sample_{number}"), good) for number in range(8)]
+    entries[1] = (record("sample_1"), b"not a video")
+    entries[2] = (b'{"key": "samp', good)
+    entries[4] = (record("sample_4", frames=99), good)
+    entries[5] = (record("sample_5", label=None), good)
+    return write_set(tmp_path, "broken", "train", "classification", [ClassInfo(0, "only")], entries, shards=2)
+
+
+def test_bad_samples_are_replaced_and_told(damaged):
+    dataset = mixture(task(damaged))
+    examples = [dataset[0, position] for position in range(8)]
+    assert all(example.example in (0, 3, 6, 7) for example in examples)
+    told = {position: example.substitutes[0] for position, example in enumerate(examples) if example.substitutes}
+    assert sorted(told) == [1, 2, 4, 5]
+    assert [told[i].key for i in sorted(told)] == ["sample_1", "example 2", "sample_4", "sample_5"]
+    reasons = ["cannot be decoded", "not JSON", "38 frames, its record says 99", "no label"]
+    for i, reason in zip(sorted(told), reasons, strict=True):
+        assert reason in told[i].reason and "\n" not in told[i].reason
+    again = mixture(task(damaged))
+    assert all(same(example, again[0, position]) for position, example in reversed(list(enumerate(examples))))
+    others = [mixture(task(damaged), seed=seed)[0, 1].example for seed in range(12)]
+    assert len(set(others)) > 1
+
+
+def test_bad_samples_of_an_evaluation_are_padding_with_a_reason(damaged):
+    dataset = EvalDataset(task(damaged))
+    assert [dataset[number].example for number in range(8)] == [0, PADDING, PADDING, 3, PADDING, 5, 6, 7]
+    assert [bad.key for number in (1, 2, 4) for bad in dataset[number].substitutes] == [
+        "sample_1",
+        "example 2",
+        "sample_4",
+    ]
+    assert dataset[1].clip.shape == dataset[0].clip.shape and int(dataset[1].labels) == -1
+    assert int(dataset[5].labels) == -1 and dataset[5].substitutes == []
+    assert dataset[PADDING].substitutes == []
+
+
+@pytest.mark.parametrize("damage", ["cut short", "gone"])
+def test_shards_that_break_during_a_run(classification, tmp_path, damage):
+    folder = tmp_path / "copy"
+    shutil.copytree(Path(classification.folder), folder)
+    tar = folder / "kinetics-train-000001.tar"
+    if damage == "gone":
+        tar.unlink()
+    else:
+        tar.write_bytes(tar.read_bytes()[:600])
+    dataset = mixture(task(ShardSet(folder / "kinetics-train")))
+    whole = mixture(task(classification))
+    assert same(dataset[0, 1], whole[0, 1])
+    assert dataset[0, 6].substitutes[0].key == "example 6" and dataset[0, 6].example < 4
+
+
+def test_a_set_of_bad_samples_ends_the_run(tmp_path):
+    entries = [(record(f"sample_{number}"), b"not a video") for number in range(3)]
+    shards = write_set(tmp_path, "broken", "train", "classification", [ClassInfo(0, "only")], entries)
+    with pytest.raises(UserError, match=rf"broken: {ATTEMPTS + 1} samples .* in a row could not be used.*sample_\d"):
+        mixture(task(shards))[0, 0]
+
+
+def test_a_missing_index_is_no_bad_sample(tmp_path):
+    shards = keyframe_set(tmp_path, clock_video())
+    (tmp_path / "ava-train.index.npy").unlink()
+    with pytest.raises(UserError, match="index"):
+        mixture(task(shards))[0, 0]
+
+
+def test_wrong_set_ups_are_refused(classification, tmp_path):
+    with pytest.raises(UserError, match="is a localisation task"):
+        TaskData("ava", "localisation", classification, VIEW)
+    with pytest.raises(UserError, match="distinct"):
+        mixture(task(classification), task(classification))
+    with pytest.raises(UserError, match="seed"):
+        mixture(task(classification), seed=-1)
+    with pytest.raises(UserError, match="no examples"):
+        task(write_set(tmp_path, "none", "train", "classification", [], []))

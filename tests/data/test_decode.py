@@ -1,0 +1,69 @@
+"""Decoding: the frames that were asked for, or one kind of error with a reason."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from data import decode as module
+from data.decode import DecodeError, decode, require_ffmpeg
+from data.errors import UserError
+from tests.tiny_shards import class_video, clock_video, read_clock
+
+
+@pytest.mark.parametrize("indices", [[0], [37], [3, 5, 7, 9], [0, 0, 0, 2, 4], [28, 29, 30, 31], [36, 37, 37, 37]])
+def test_frames_are_the_ones_asked_for(indices):
+    clip = decode(clock_video(), np.array(indices), 38)
+    assert clip.shape == (len(indices), 3, 96, 128) and clip.dtype == torch.uint8
+    assert read_clock(clip.transpose(0, 1).numpy()) == indices
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda video: b"", "cannot be decoded"),
+        (lambda video: b"no video at all" * 100, "Invalid data"),
+        (lambda video: video[: len(video) // 2], "frames|cannot be decoded"),
+        (lambda video: video[:900] + bytes(len(video) - 900), "frames|cannot be decoded"),
+    ],
+)
+def test_damage_is_one_error_with_a_reason(damage, reason, capfd):
+    with pytest.raises(DecodeError, match=reason) as caught:
+        decode(damage(class_video(0, 3)), np.array([0, 37]), 38)
+    assert "\n" not in str(caught.value) and ".cpp" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_any_damage_decodes_or_is_a_decode_error():
+    video, rng = np.frombuffer(class_video(0, 3), np.uint8), np.random.default_rng(0)
+    failed = 0
+    for _ in range(60):
+        broken = video.copy()
+        places = rng.integers(len(broken) if rng.random() < 0.5 else 1200, size=rng.integers(1, 40))
+        broken[places] = rng.integers(256, size=len(places))
+        try:
+            assert decode(broken.tobytes(), np.array([0, 20, 37]), 38).shape[0] == 3
+        except DecodeError:
+            failed += 1
+    assert 0 < failed < 60
+
+
+@pytest.mark.parametrize("frames", [37, 39])
+def test_record_and_video_must_agree(frames):
+    with pytest.raises(DecodeError, match=f"has 38 frames, its record says {frames}"):
+        decode(class_video(0, 3), np.array([0]), frames)
+
+
+def test_a_clip_that_is_too_large_is_refused(monkeypatch):
+    monkeypatch.setattr(module, "MAX_CLIP_BYTES", 3 * 96 * 128 * 2)
+    decode(class_video(0, 3), np.array([0, 5, 5, 5]), 38)
+    with pytest.raises(DecodeError, match="3 frames of 128x96"):
+        decode(class_video(0, 3), np.array([0, 5, 9]), 38)
+
+
+def test_missing_ffmpeg_is_explained(monkeypatch):
+    require_ffmpeg()
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    with pytest.raises(UserError, match="install FFmpeg"):
+        require_ffmpeg()

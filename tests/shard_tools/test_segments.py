@@ -1,0 +1,108 @@
+"""Cutting movies: which keyframes go together, and that each second is the frame it should be."""
+
+import numpy as np
+import pytest
+from torchcodec.decoders import VideoDecoder
+
+from shard_tools.failures import Failure
+from shard_tools.keyframe_labels import KeyframeLabels
+from shard_tools.segments import Cut, plan_segments
+from shard_tools.video_files import VideoFiles
+from tests.shard_tools.raw import counter_source, ffmpeg, read_counter, video
+
+CUT = Cut(movie_start=900, margin=1.5, window=64)
+
+
+def plan(tmp_path, stamps, cut=CUT):
+    (tmp_path / "v.mp4").touch()
+    videos = {"v": [KeyframeLabels(float(stamp)) for stamp in stamps]}
+    segments, lost = plan_segments(videos, VideoFiles(tmp_path), cut)
+    return [[keyframe.timestamp for keyframe in segment.keyframes] for segment in segments], segments, lost
+
+
+def test_up_to_eight_keyframes_whose_clips_touch_go_together(tmp_path):
+    stamps, segments, lost = plan(tmp_path, [*range(902, 912), 914, 918, 921, 925])
+    assert stamps == [[*range(902, 910)], [910, 911, 914], [918, 921], [925]]
+    assert [segment.key for segment in segments] == ["v_0902", "v_0910", "v_0918", "v_0925"]
+    assert not lost
+
+
+def test_keyframes_before_the_file_and_missing_movies_are_lost_and_named(tmp_path):
+    (tmp_path / "v.mp4").touch()
+    videos = {"v": [KeyframeLabels(899.0), KeyframeLabels(900.0)], "../v": [KeyframeLabels(902.0)] * 3}
+    segments, lost = plan_segments(videos, VideoFiles(tmp_path), CUT)
+    assert [segment.examples for segment in segments] == [1]
+    assert lost == [
+        Failure("v.mp4", "outside the file", "keyframe 899 s is before the file's beginning, 900 s"),
+        Failure("../v", "missing", "no file of this name under the videos", 3),
+    ]
+
+
+def test_keys_of_hostile_and_close_keyframes_are_plain_and_differ(tmp_path):
+    (tmp_path / "a.b c.mp4").touch()
+    videos = {"a.b c": [KeyframeLabels(900.0), KeyframeLabels(910.001), KeyframeLabels(920.0)]}
+    segments, _ = plan_segments(videos, VideoFiles(tmp_path), Cut(900, 0.0005, 64))
+    assert [segment.key for segment in segments] == ["a_b_c_0900", "a_b_c_0910", "a_b_c_0920"]
+
+
+def frames_of_keyframes(world, name):
+    """[(video id, timestamp, number that the packed keyframe shows)]."""
+    shards = world.shards(name)
+    shown = []
+    for example in range(len(shards)):
+        sample = shards.read_json(example)
+        keyframe = sample["keyframes"][int(shards.index["item"][example])]
+        decoder = VideoDecoder(shards.read_video(example))
+        assert len(decoder) == sample["video"]["frames"]
+        assert keyframe["timestamp"] - sample["start"] == pytest.approx(
+            keyframe["frame"] * sample["video"]["fps"][1] / sample["video"]["fps"][0], abs=0.02
+        )
+        shown.append((sample["video_id"], keyframe["timestamp"], read_counter(decoder[keyframe["frame"]].numpy())))
+    return shown
+
+
+@pytest.mark.parametrize("fps", [None, "10"])
+def test_the_packed_keyframe_is_the_movie_at_that_second(world, fps):
+    rates = {"film": 24000 / 1001, "pal": 25, "ntsc": 30000 / 1001, "stream": 25}
+    video(world.videos / "film.mp4", counter_source("24000/1001"), 20.0, "-g", "90", "-pix_fmt", "yuv420p")
+    pal = video(world.videos / "pal.mkv", counter_source("25"), 20.0, "-g", "250", "-pix_fmt", "yuv420p")
+    video(world.videos / "ntsc.mp4", counter_source("30000/1001"), 20.0, "-bf", "3", "-pix_fmt", "yuv420p")
+    ffmpeg("-i", pal, "-c", "copy", world.videos / "stream.ts")
+    rows = [f"{v},{t:04d},0.1,0.2,0.5,0.9,12,1" for v in rates for t in [*range(900, 911), 915, 916, 919]]
+    assert world.ava(rows, *(("--fps", fps) if fps else ())) == 0
+    shown = frames_of_keyframes(world, "ava-train")
+    assert len(shown) == len(rows)
+    for name, second, number in shown:
+        assert abs(number - (second - 900) * rates[name]) <= (0.5 if name in ("film", "ntsc") else 0), (name, second)
+
+
+def test_whole_films_begin_at_second_0_and_keyframes_beyond_the_end_are_lost(world):
+    video(world.videos / "film.mp4", counter_source("25"), 20.0, "-pix_fmt", "yuv420p")
+    rows = [f"film,{t:04d},0.1,0.2,0.5,0.9,12,1" for t in (5, 6, 18, 20, 40)]
+    assert world.ava(rows, "--movie-start", 0) == 1
+    assert sorted(frames_of_keyframes(world, "ava-train")) == [
+        ("film", 5.0, 125),
+        ("film", 6.0, 150),
+        ("film", 18.0, 450),
+    ]
+    assert world.failures("ava-train") == {"film.mp4": "outside the file"}
+    assert world.shards("ava-train").manifest.failures == {"outside the file": 2}
+
+
+def test_codec_key_frames_are_where_the_clips_start(world):
+    video(world.videos / "pal.mp4", counter_source("25"), 20.0, "-g", "90", "-pix_fmt", "yuv420p")
+    rows = [f"pal,{t:04d},0.1,0.2,0.5,0.9,12,1" for t in range(904, 909)]
+    world.ava(rows, "--window", 32)
+    sample = world.shards("ava-train").read_json(0)
+    frames = [keyframe["frame"] for keyframe in sample["keyframes"]]
+    assert frames == [38 + 25 * n for n in range(5)]
+    assert {frame - 16 for frame in frames} <= set(sample["video"]["keyframes"])
+    assert sample["video"]["frames"] == frames[-1] + 39 and sample["start"] == 904 - 38 / 25
+
+
+def test_a_whole_film_taken_for_a_cut_is_refused(world):
+    video(world.videos / "film.mp4", "color=s=32x32:r=1", 1000.0, "-pix_fmt", "yuv420p")
+    rows = ["film,0905,0.1,0.2,0.5,0.9,12,1"]
+    with pytest.raises(Exception, match="give --movie-start 0 for whole films"):
+        world.ava(rows)
+    np.testing.assert_equal(world.ava(rows, "--movie-start", 900, "--min-frames", 1), 0)

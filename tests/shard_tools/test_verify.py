@@ -1,0 +1,147 @@
+"""The verifier passes what the pack commands write, and names whatever is wrong with it."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import webdataset
+
+from data.errors import UserError
+from data.shards import Manifest
+from shard_tools.verify import verify
+from tests.shard_tools.raw import PICTURES, World, video
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """A folder of two small sets."""
+    world = World(tmp_path_factory.mktemp("packed"))
+    for n in range(4):
+        video(world.videos / f"id{n}.mp4", f"{PICTURES},hue=h={40 * n}")
+    video(world.videos / "film.mp4", "testsrc2=s=160x96:r=15", 6.0)
+    world.kinetics([f"a,id{n},0,10,train" for n in range(4)] + ["a,none,0,10,train"], "--samples-per-shard", 2)
+    rows = [f"film,{t},0.1,0.2,0.5,0.9,12,1" for t in (902, 903, 904)]
+    assert world.ava(rows) == 0
+    return world.out
+
+
+@pytest.fixture
+def shards(packed, tmp_path):
+    return shutil.copytree(packed, tmp_path / "shards")
+
+
+def faults(folder, capsys, decode=False):
+    """The lines that the verifier prints, "" where all holds."""
+    code = verify(folder, decode, 2)
+    shown = capsys.readouterr().out
+    assert (code == 0) == all(line.endswith("all holds") for line in shown.splitlines())
+    return "" if code == 0 else shown
+
+
+def rewrite(folder, name, change):
+    """Writes a tar anew with its samples changed, and a manifest and an index that fit: only samples can be at fault."""
+    from tests.tiny_shards import write_set
+
+    manifest = Manifest.from_json((folder / f"{name}.manifest.json").read_bytes(), name)
+    files = [str(folder / shard.name) for shard in manifest.shards]
+    entries = []
+    for sample in webdataset.WebDataset(files, shardshuffle=False, empty_check=False):
+        entries.append(change(json.loads(sample["json"]), sample["mp4"]))
+    for file in files:
+        shutil.os.unlink(file)
+    write_set(folder, manifest.dataset, manifest.split, manifest.kind, manifest.classes, entries)
+    failures = {"failures": manifest.failures}
+    path = folder / f"{name}.manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **failures}))
+
+
+@pytest.mark.parametrize("decode", [False, True])
+def test_packed_sets_hold(shards, capsys, decode):
+    assert faults(shards, capsys, decode) == ""
+
+
+def test_a_flipped_byte_is_found(shards, capsys):
+    path = shards / "kinetics-train-000001.tar"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert "kinetics-train-000001.tar: its sha256 is not that of the manifest" in faults(shards, capsys)
+
+
+def test_a_missing_and_a_cut_tar_are_found(shards, capsys):
+    (shards / "kinetics-train-000001.tar").unlink()
+    path = shards / "ava-train-000000.tar"
+    path.write_bytes(path.read_bytes()[:5000])
+    shown = faults(shards, capsys)
+    assert "kinetics-train-000001.tar: No such file" in shown
+    assert "ava-train-000000.tar: has 5000 bytes" in shown and "ava-train-000000.tar: has 0 samples" in shown
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (
+            lambda s: s["keyframes"][1].update(boxes=[[0.1, 0.2, 1.5, 0.9]]),
+            "sample film_0902: keyframe 1: boxes: bad box",
+        ),
+        (lambda s: s["keyframes"][2].update(frame=10_000), "sample film_0902: keyframe 2: bad frame 10000"),
+        (lambda s: s["keyframes"][0].update(labels=[[99]]), "keyframe 0: label 99 is not a class"),
+        (lambda s: s["video"].pop("fps"), "bad video.width, video.height or video.fps"),
+        (lambda s: s["video"].update(keyframes=[5]), "bad video.keyframes"),
+        (lambda s: s.update(dataset="other"), "dataset or source is not that of ava"),
+    ],
+)
+def test_a_bad_record_is_found_and_named(shards, capsys, change, fault):
+    def apply(sample, content):
+        change(sample)
+        return sample, content
+
+    rewrite(shards, "ava-train", apply)
+    assert fault in faults(shards, capsys)
+
+
+def test_a_label_that_is_not_the_class_is_found(shards, capsys):
+    rewrite(shards, "kinetics-train", lambda sample, content: ({**sample, "class_name": "b"}, content))
+    assert "label 0 is not class 'b'" in faults(shards, capsys)
+
+
+def test_a_video_that_does_not_decode_as_its_record_says_is_found_by_decoding(shards, capsys):
+    def apply(sample, content):
+        if sample["key"].startswith("id0"):
+            sample["video"]["frames"] += 1
+        if sample["key"].startswith("id1"):
+            content = content[: len(content) // 2]
+        return sample, content
+
+    rewrite(shards, "kinetics-train", apply)
+    assert faults(shards, capsys) == ""
+    shown = faults(shards, capsys, decode=True)
+    assert "sample id0_000000_000010: its video has frames 15, the JSON says 16" in shown
+    assert "sample id1_000000_000010: " in shown and "id2" not in shown
+
+
+def test_an_index_that_points_elsewhere_is_found(shards, capsys):
+    path = shards / "kinetics-train.index.npy"
+    index = np.load(path)
+    index["video_offset"][1] += 512
+    np.save(path, index)
+    assert "kinetics-train-000000.tar: the index does not point at its samples" in faults(shards, capsys)
+
+
+def test_leftovers_and_a_list_of_failures_that_does_not_fit_are_found(shards, capsys):
+    (shards / ".kinetics-train.parts").mkdir()
+    (shards / ".moments-train.parts").mkdir()
+    shutil.copy(shards / "ava-train-000000.tar", shards / "ava-train-000007.tar")
+    (shards / "kinetics-train.failures.jsonl").write_text("")
+    shown = faults(shards, capsys)
+    assert ".kinetics-train.parts: left over" in shown and ".moments-train.parts: parts of a set" in shown
+    assert "ava-train-000007.tar: is not in the manifest" in shown
+    assert "kinetics-train.failures.jsonl: counts {}, the manifest says {'missing': 1}" in shown
+
+
+def test_a_damaged_manifest_is_a_fault_and_no_manifest_an_error(shards, capsys, tmp_path):
+    (shards / "ava-train.manifest.json").write_text("{}")
+    assert "ava-train.manifest.json: not a shard manifest" in faults(shards, capsys)
+    with pytest.raises(UserError, match="no shard set there"):
+        verify(tmp_path / "none", False, 1)

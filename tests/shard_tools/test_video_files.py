@@ -1,0 +1,58 @@
+"""Finding videos by name under a folder."""
+
+import pytest
+
+from data.errors import UserError
+from shard_tools.video_files import VideoFiles
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in (
+        "train/pull_ups/x_000001_000011.mp4",
+        "train/air drumming/y.mkv",
+        "z.WEBM",
+        "z.json",
+        "z.mp4.part",
+        "a/same.mp4",
+        "b c/same.mp4",
+        "no_extension",
+        ".hidden.mp4",
+        "-id.dat",
+        "-id.mp4",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("stems", "near", "found"),
+    [
+        (["x_000001_000011", "x"], ["pull ups"], "train/pull_ups/x_000001_000011.mp4"),
+        (["y_000001_000011", "y"], [], "train/air drumming/y.mkv"),
+        (["z"], [], "z.WEBM"),
+        (["same"], [], "a/same.mp4"),
+        (["same"], ["b_c"], "b c/same.mp4"),
+        (["no_extension"], [], "no_extension"),
+        (["-id"], [], "-id.mp4"),
+        ([".hidden"], [], None),
+        (["../" + "x"], [], None),
+        (["train/pull_ups/x_000001_000011"], [], None),
+        (["/etc/passwd", ""], [], None),
+    ],
+)
+def test_a_video_is_found_by_name_alone(folder, stems, near, found):
+    assert VideoFiles(folder).find(stems, near) == found
+
+
+def test_links_to_folders_are_followed_once(folder, tmp_path):
+    (folder / "a" / "loop").symlink_to(folder, target_is_directory=True)
+    (folder / "classes").symlink_to(folder / "train", target_is_directory=True)
+    assert VideoFiles(folder).find(["y"]) in ("train/air drumming/y.mkv", "classes/air drumming/y.mkv")
+
+
+def test_a_missing_folder_is_said(tmp_path):
+    with pytest.raises(UserError, match="none: videos cannot be listed: No such file"):
+        VideoFiles(tmp_path / "none")
