@@ -122,8 +122,8 @@ def worker_death(error: RuntimeError) -> UserError | None:
 
 def _died(reason: str) -> UserError:
     return UserError(
-        f"a process that loads data has died: {reason.rstrip('.')}. If the machine ran out of memory, lower `workers`; if"
-        " a video crashes the decoder, find it with shard_tools/verify.py --decode"
+        f"a process that loads data has died: {reason.rstrip('.')}. If the machine ran out of memory, lower `workers`;"
+        " if a video crashes the decoder, find it with shard_tools/verify.py --decode"
     )
 
 

@@ -29,8 +29,9 @@ class ActiveAdamW(torch.optim.AdamW):
 def build_optimizer(model: nn.Module, depth: int, recipe: OptimRecipe) -> ActiveAdamW:
     """AdamW over groups that differ in task, layer or weight decay.
 
-    Rules are timm's: no decay for vectors, embeddings and tokens; with `layer_decay` d, layer i of `depth` + 2 (the
-    embedding is 0, heads are `depth` + 1, the final norm goes with the last block) learns at d ** (depth + 1 - i) times the rate.
+    Rules are timm's: no decay for vectors, embeddings and tokens; with `layer_decay` d, layer i learns at
+    d ** (depth + 1 - i) times the rate. The embedding is layer 0, the final norm goes with the last block, and
+    heads are layer `depth` + 1.
 
     Each group has `task` (the head's, None for the backbone), `layer_scale` and `active` beside torch's own keys.
     """

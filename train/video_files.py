@@ -61,7 +61,8 @@ class VideoReader:
         self.origin = first.pts_seconds if first.pts_seconds > 0.5 else 0.0
         self.seconds = max(float(last or 0.0), first.pts_seconds + first.duration_seconds) - self.origin
         self.fps = self.count / self.seconds
-        self._shortest = first.duration_seconds
+        self._begin, self._shortest = first.pts_seconds, first.duration_seconds
+        self._starts: np.ndarray | None = None  # float64 [count], seconds
         self.damage: str | None = None
 
     @property
@@ -89,11 +90,20 @@ class VideoReader:
             raise DamagedVideo(f"{self.path}: damaged near second {time:.2f}: {_reason(error)}") from error
 
     def _shown(self, time: float) -> Tensor:
-        metadata = self.decoder.metadata
-        begin, end = metadata.begin_stream_seconds or 0.0, metadata.end_stream_seconds or self.seconds
-        wanted = min(max(time + self.origin + _EPSILON, begin), end - _EPSILON)
-        frame: Tensor = self.decoder.get_frame_played_at(wanted).data
-        return frame
+        end = (self.decoder.metadata.end_stream_seconds or self.seconds) - _EPSILON
+        wanted = min(max(time + self.origin + _EPSILON, self._begin), end)
+        if self._starts is None:
+            frame = self.decoder.get_frame_played_at(wanted)
+            if frame.pts_seconds <= wanted:
+                shown: Tensor = frame.data
+                return shown
+            # In a pause between two frames the decoder gives the one to come, where a player still shows the one
+            # before. To know that one takes a pass over the video; most have no pauses.
+            frames = (self.decoder.get_frame_at(number) for number in range(self.count))
+            self._starts = np.array([frame.pts_seconds for frame in frames])
+        number = int(np.searchsorted(self._starts, wanted, side="right")) - 1
+        shown = self.decoder.get_frame_at(max(number, 0)).data
+        return shown
 
     def steady(self) -> Iterator[tuple[float, Tensor]]:
         """(second, frame as uint8 [3, H, W]) at the constant `rate`, to the end or to the first damaged frame."""

@@ -1,9 +1,14 @@
 """Shard sets that the loader's tests share."""
 
 import pytest
+from hypothesis import settings
 
 from data.shards import ShardSet
 from tests.tiny_shards import make_classification_set, make_localisation_set
+
+# A busy machine is no failure.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")

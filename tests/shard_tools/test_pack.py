@@ -108,7 +108,8 @@ def test_ava_samples_hold_boxes_labels_persons_and_proposals(world):
     excluded = world.file("excluded.csv", "m.1,0904\n")
     assert world.ava(rows, "--proposals", proposals, "--excluded", excluded, split="val") == 0
     ((key, (sample, _)),) = read_all(world, "ava-val").items()
-    assert (key, sample["video_id"], sample["source"], sample["start"]) == ("m_1_0902", "m.1", "m.1.mkv", 902 - 23 / 15)
+    assert (key, sample["video_id"], sample["source"]) == ("m_1_0902", "m.1", "m.1.mkv")
+    assert sample["start"] == pytest.approx(902 - 23 / 15, abs=1e-6)
     first, second = sample["keyframes"]
     assert first == {
         "timestamp": 902.0,
@@ -203,7 +204,8 @@ def test_what_cannot_be_packed_is_listed_with_its_reason(world):
     (world.videos / "page.mp4").write_text("<html>Not found</html>")
     ffmpeg("-f", "lavfi", "-i", "sine=d=0.2", world.videos / "sound.mp4")
     ffmpeg("-i", good, "-c", "copy", "-movflags", "+faststart", world.folder / "whole.mp4")
-    (world.videos / "cut.mp4").write_bytes((world.folder / "whole.mp4").read_bytes()[:-12000])
+    whole = (world.folder / "whole.mp4").read_bytes()
+    (world.videos / "cut.mp4").write_bytes(whole[: len(whole) * 2 // 3])
     (world.videos / "end.mp4").write_bytes(good.read_bytes()[:5000])
     video(world.videos / "short.mp4", PICTURES, 0.3)
     names = ["good", "empty", "page", "sound", "cut", "end", "short", "none", "../../etc/passwd", "/etc/passwd"]

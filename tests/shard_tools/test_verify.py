@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from data.errors import UserError
 from data.shards import Manifest
 from shard_tools.verify import verify
 from tests.shard_tools.raw import PICTURES, World, video
+from tests.tiny_shards import write_set
 
 
 @pytest.fixture(scope="module")
@@ -40,20 +42,17 @@ def faults(folder, capsys, decode=False):
 
 
 def rewrite(folder, name, change):
-    """Writes a tar anew with its samples changed, and a manifest and an index that fit: only samples can be at fault."""
-    from tests.tiny_shards import write_set
-
+    """Writes a set anew with its samples changed, and all else made to fit: only the samples can be at fault."""
     manifest = Manifest.from_json((folder / f"{name}.manifest.json").read_bytes(), name)
     files = [str(folder / shard.name) for shard in manifest.shards]
     entries = []
     for sample in webdataset.WebDataset(files, shardshuffle=False, empty_check=False):
         entries.append(change(json.loads(sample["json"]), sample["mp4"]))
     for file in files:
-        shutil.os.unlink(file)
+        Path(file).unlink()
     write_set(folder, manifest.dataset, manifest.split, manifest.kind, manifest.classes, entries)
-    failures = {"failures": manifest.failures}
     path = folder / f"{name}.manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **failures}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "failures": manifest.failures}))
 
 
 @pytest.mark.parametrize("decode", [False, True])

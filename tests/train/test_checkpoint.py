@@ -123,5 +123,5 @@ def test_a_source_that_does_not_fit_is_told(run, tmp_path):
     recipe, engine, config, checkpoints = run
     checkpoints.save(1, engine, recipe, config, ALONE)
     other = tiny_recipe(tmp_path / "second", f"model.init.source={recipe.out}", "model.depth=3")
-    with pytest.raises(UserError, match="model.init.source"):
+    with pytest.raises(UserError, match=r"model\.init\.source"):
         build(other, ALONE, None)

@@ -1,5 +1,6 @@
 """Tiny runs on made-up batches: the real loop, engine and checkpoints, without shards and decoding."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -100,10 +101,8 @@ def run_tiny(out: str, ds: str | None, overrides: list[str], until: int | None =
             raise Enough
 
     log = RunLog(out, rank, recipe.steps, 5, start)
-    try:
+    with contextlib.suppress(Enough):
         train(recipe, tasks, engine, plan, made_up_batches(recipe, plan, rank, start), rank, log, start, after_step)
-    except Enough:
-        pass
     log.close()
     return {name: value.detach().clone() for name, value in engine.module.state_dict().items()}
 
