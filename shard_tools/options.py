@@ -37,24 +37,24 @@ def make_parser(description: str, short_side: int, samples_per_shard: int) -> ar
     shown = "pixels of the short side; 0 keeps the source's, and nothing is enlarged (default: %(default)s)"
     add("--short-side", type=_whole, default=short_side, metavar="PX", help=shown)
     add("--fps", type=_rate, metavar="F", help="frames per second, such as 30 or 30000/1001 (default: the source's)")
-    add("--crf", type=_whole, default=23, help="x264's quality, 0 to 51, less is better (default: %(default)s)")
+    add("--crf", type=_quality, default=23, help="x264's quality, 0 to 51, less is better (default: %(default)s)")
     shown = "x264's effort; slower ones cost much and gain little here (default: %(default)s)"
     add("--preset", choices=PRESETS, default="veryfast", metavar="NAME", help=shown)
-    add("--gop", type=_positive, default=30, metavar="N", help="frames between codec key frames (default: %(default)s)")
+    add("--gop", type=positive, default=30, metavar="N", help="frames between codec key frames (default: %(default)s)")
     shown = "fewer frames than this are a failure (default: %(default)s)"
-    add("--min-frames", type=_positive, default=8, metavar="N", help=shown)
+    add("--min-frames", type=positive, default=8, metavar="N", help=shown)
     shown = "pictures of more pixels than this are a failure (default: %(default)s)"
-    add("--max-pixels", type=_positive, default=36_000_000, metavar="N", help=shown)
+    add("--max-pixels", type=positive, default=36_000_000, metavar="N", help=shown)
     add = parser.add_argument_group("work").add_argument
     cores = len(os.sched_getaffinity(0))  # those that the job may use, not all of the machine
-    add("--workers", type=_positive, default=cores, metavar="N", help="processes (default: one a core, %(default)s)")
+    add("--workers", type=positive, default=cores, metavar="N", help="processes (default: one a core, %(default)s)")
     shown = "pack the shards I, I+N, I+2N, ... with I from 0 to N-1; run all parts, the last one finishes the set"
     add("--part", type=_part, default=(0, 1), metavar="I/N", help=shown)
     shown = "samples of a shard, less what is lost (default: %(default)s)"
-    add("--samples-per-shard", type=_positive, default=samples_per_shard, metavar="N", help=shown)
+    add("--samples-per-shard", type=positive, default=samples_per_shard, metavar="N", help=shown)
     add("--seed", type=_whole, default=0, metavar="S", help="seed of the order of samples (default: %(default)s)")
     shown = "a video that takes longer than this many seconds is a failure (default: %(default)s)"
-    add("--time-limit", type=_positive, default=600, metavar="S", help=shown)
+    add("--time-limit", type=positive, default=600, metavar="S", help=shown)
     shown = "share of clips (AVA: of keyframes) that may be lost, 0 to 1 (default: %(default)s)"
     add("--max-failures", type=_share, default=0.05, metavar="SHARE", help=shown)
     return parser
@@ -104,7 +104,14 @@ def _whole(text: str) -> int:
     return number
 
 
-def _positive(text: str) -> int:
+def _quality(text: str) -> int:
+    if not 0 <= int(text) <= 51:
+        raise argparse.ArgumentTypeError(f"{text!r} is not from 0 to 51")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """An option's whole number of 1 or more."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is below 1")

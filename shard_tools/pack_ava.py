@@ -10,7 +10,7 @@ from shard_tools.cli import main, require_videos
 from shard_tools.failures import Unpackable
 from shard_tools.items import Plan
 from shard_tools.keyframe_labels import collect_keyframes
-from shard_tools.options import make_parser
+from shard_tools.options import make_parser, positive
 from shard_tools.segments import Cut, Segment, plan_segments
 from shard_tools.source_video import probe
 from shard_tools.video_files import VideoFiles
@@ -40,7 +40,7 @@ def options() -> argparse.ArgumentParser:
         "span in frames of the clip that training takes around a keyframe, frames times stride; a codec key frame is"
         " put where it starts (default: %(default)s)"
     )
-    parser.add_argument("--window", type=int, default=64, metavar="FRAMES", help=shown)
+    parser.add_argument("--window", type=positive, default=64, metavar="FRAMES", help=shown)
     return parser
 
 

@@ -43,7 +43,7 @@ def run_ordered(
     chunks = deque((first, min(first + batch, len(tasks))) for first in range(0, len(tasks), batch))
     results: dict[int, R | Lost] = {}
     pool: list[_Worker[T, R]] = []
-    window = max(4 * workers * batch, 32)
+    window = max(2 * workers * batch, 32)
     following = 0
     try:
         while following < len(tasks):

@@ -84,7 +84,7 @@ def test_seed_position_and_name_change_the_view(classification):
     size = len(classification)
     clips = [
         mixture(task(classification), seed=seed)[0, position].clip for seed, position in ((0, 0), (1, 0), (0, size))
-    ] + [mixture(task(classification, "other"))[0, 0].clip]
+    ] + [mixture(task(classification, "kinetigs"))[0, 0].clip]
     for i, clip in enumerate(clips):
         assert not any(torch.equal(clip, other) for other in clips[i + 1 :])
 
@@ -165,12 +165,28 @@ def test_evaluation_on_ground_truth(localisation):
 def test_training_on_proposals_that_overlap_a_person(tmp_path):
     person, near, far = [0.2, 0.2, 0.6, 0.8], [0.2, 0.2, 0.6, 0.7], [0.5, 0.2, 1.0, 0.8]
     proposals = [[*near, 0.95], [*far, 0.99], [*person, 0.5]]
-    shards = keyframe_set(tmp_path, box_video([person]), boxes=[person], labels=[[7]], proposals=proposals)
+    # So wide that a crop of any other shape than the frame's would leave something out.
+    video = box_video([person], size=(192, 64))
+    shards = keyframe_set(tmp_path, video, boxes=[person], labels=[[7]], proposals=proposals)
     changes = {"flip": False, "scale": (1.0, 1.0)}
     assert len(mixture(task(shards, **changes))[0, 0].boxes) == 1
     example = mixture(task(shards, train_proposals=0.9, **changes))[0, 0]
     np.testing.assert_allclose(example.boxes.numpy(), [person, near], atol=1e-6)
     assert example.labels.tolist() == [[0, 0, 1], [0, 0, 1]]
+
+
+def test_evaluation_of_classification_takes_the_centre_square(tmp_path):
+    names = [ClassInfo(0, "edges")]
+    # What is left and right of the centre square of 128x96 is red.
+    video = box_video([[0, 0, 0.125, 1], [0.875, 0, 1, 1]])
+    shards = write_set(tmp_path, "edges", "val", "classification", names, [(record("edges"), video)])
+    clip = evaluated(task(shards), 0).clip.int()
+    assert (clip[0] - clip[1])[..., 2:-2].max() < 30
+    shards = write_set(
+        tmp_path, "inner", "val", "classification", names, [(record("inner"), box_video([[0.125, 0, 0.25, 1]]))]
+    )
+    clip = evaluated(task(shards), 0).clip.int()
+    assert (clip[0] - clip[1])[..., :8].min() > 90
 
 
 @pytest.fixture
@@ -239,7 +255,7 @@ def test_a_set_of_bad_samples_ends_the_run(tmp_path):
 def test_a_missing_index_is_no_bad_sample(tmp_path):
     shards = keyframe_set(tmp_path, clock_video())
     (tmp_path / "ava-train.index.npy").unlink()
-    with pytest.raises(UserError, match="index"):
+    with pytest.raises(UserError, match=r"^\S+/ava-train\.index\.npy cannot be read"):
         mixture(task(shards))[0, 0]
 
 

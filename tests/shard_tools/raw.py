@@ -6,8 +6,10 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
+from types import ModuleType
 
 import numpy as np
 
@@ -28,6 +30,9 @@ label {
 label { name: "watch (a person)" label_id: 80 }
 """
 
+_RENDERED = TemporaryDirectory(prefix="raw-videos-")
+_NUMBERS = count()
+
 
 def ffmpeg(*arguments: object) -> None:
     subprocess.run(["ffmpeg", "-v", "error", "-y", *map(str, arguments)], check=True, stdin=subprocess.DEVNULL)
@@ -35,7 +40,7 @@ def ffmpeg(*arguments: object) -> None:
 
 @lru_cache
 def _rendered(source: str, seconds: float, suffix: str, options: tuple[str, ...]) -> Path:
-    path = Path(mkdtemp(prefix="raw-videos-")) / f"video{suffix}"
+    path = Path(_RENDERED.name) / f"{next(_NUMBERS)}{suffix}"
     ffmpeg("-f", "lavfi", "-i", source, "-t", seconds, *(options or ("-pix_fmt", "yuv420p")), path)
     return path
 
@@ -58,7 +63,7 @@ def read_counter(frame: np.ndarray) -> int:
     return int(sum(int(light[x] > 128) << bit for bit, x in enumerate(centres)))
 
 
-def run_command(module: object, *arguments: object) -> int:
+def run_command(module: ModuleType, *arguments: object) -> int:
     """Runs a pack command in this process; returns its exit code."""
     parse: Callable[[], argparse.ArgumentParser] = module.options
     plan: Callable[[argparse.Namespace], Plan] = module.make_plan
@@ -96,7 +101,7 @@ class World:
         files = ("--annotations", table, "--labelmap", self.file("labels.pbtxt", LABELMAP))
         return self._run(pack_ava, split, *files, *options)
 
-    def _run(self, module: object, split: str, *options: object) -> int:
+    def _run(self, module: ModuleType, split: str, *options: object) -> int:
         common = ("--videos", self.videos, "--out", self.out, "--split", split, "--workers", 2)
         return run_command(module, *common, *options)
 

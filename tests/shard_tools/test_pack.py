@@ -314,6 +314,7 @@ def test_exit_codes_and_messages_of_the_program(world):
         ("--fps", "0"),
         ("--workers", "0"),
         ("--max-failures", "2"),
+        ("--crf", "52"),
     ],
 )
 def test_bad_options_are_refused(world, options, capsys):
