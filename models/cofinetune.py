@@ -14,7 +14,8 @@ from models.heads import ClassificationHead, LocalisationHead
 from models.options import check_choice, check_keys, check_mapping, check_number
 from models.vit import CHANNELS, VideoViT, VideoViTConfig, create_backbone
 
-MODEL_KEYS: Final = ("backbone", "heads", "mean", "std")
+REQUIRED_KEYS: Final = ("backbone", "heads", "mean", "std")
+MODEL_KEYS: Final = (*REQUIRED_KEYS, "subtract_mean_frame")
 HEADS: Final[dict[str, type[nn.Module]]] = {"classification": ClassificationHead, "localisation": LocalisationHead}
 TASK_NAME: Final = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -27,6 +28,8 @@ class CofinetuneModel(nn.Module):
         heads: a module per task, called as head(tokens, grid, boxes, box_clip).
         mean: of the three colour channels, for values in [0, 1].
         std: likewise, positive.
+        subtract_mean_frame: take each clip's mean frame instead of `mean`: a still background vanishes and motion stays.
+            A small model that starts from random weights finds motion far sooner with it.
 
     Raises:
         ValueError: a task name that cannot name a module, no head, or a mean or std that is not three numbers.
@@ -36,12 +39,20 @@ class CofinetuneModel(nn.Module):
     std: Tensor
 
     def __init__(
-        self, backbone: VideoViT, heads: Mapping[str, nn.Module], mean: Sequence[float], std: Sequence[float]
+        self,
+        backbone: VideoViT,
+        heads: Mapping[str, nn.Module],
+        mean: Sequence[float],
+        std: Sequence[float],
+        subtract_mean_frame: bool = False,
     ) -> None:
         super().__init__()
         if not heads:
             raise ValueError("heads: at least one task is needed")
+        if not isinstance(subtract_mean_frame, bool):
+            raise ValueError(f"subtract_mean_frame must be true or false, not {subtract_mean_frame!r}")
         self.backbone = backbone
+        self.subtract_mean_frame = subtract_mean_frame
         self.heads = nn.ModuleDict()
         for task, head in heads.items():
             if not TASK_NAME.fullmatch(task) or hasattr(self.heads, task):
@@ -73,14 +84,16 @@ class CofinetuneModel(nn.Module):
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def normalise(self, clips: Tensor) -> Tensor:
-        """uint8, or floating point in [0, 1], [B, 3, T, H, W] -> floating point, (value - mean) / std by channel."""
+        """uint8, or floating point in [0, 1], [B, 3, T, H, W] -> floating point, (value - mean) / std by channel,
+        where the mean is the clip's own over time if the model subtracts its mean frame."""
         if clips.dtype != torch.uint8 and not clips.is_floating_point():
             raise ValueError(f"clips must be uint8 or floating point, not {clips.dtype}")
         dtype = torch.promote_types(self.mean.dtype, torch.float32)
         values = clips.to(dtype, copy=True)  # the caller's clips stay as they are; all else happens in place
         if clips.dtype == torch.uint8:
             values.div_(255)
-        return values.sub_(self.mean).div_(self.std)
+        offset = values.mean(dim=2, keepdim=True) if self.subtract_mean_frame else self.mean
+        return values.sub_(offset).div_(self.std)
 
 
 def create_model(config: Mapping[str, Any]) -> CofinetuneModel:
@@ -89,7 +102,7 @@ def create_model(config: Mapping[str, Any]) -> CofinetuneModel:
     Args:
         config: {"backbone": {"name", "num_frames", "image_size", and optionally "tubelet_size" and any override of
             `create_backbone`}, "heads": {task: {"kind": "classification" | "localisation", "num_classes", and
-            optionally any argument of that head}}, "mean": [3 numbers], "std": [3 numbers]}.
+            optionally any argument of that head}}, "mean": [3 numbers], "std": [3 numbers], and optionally "subtract_mean_frame": bool}.
 
     Raises:
         ValueError: a key that is unknown (names the nearest) or missing, or a value out of range.
@@ -101,7 +114,7 @@ def build_parts(
     config: Mapping[str, Any], device: torch.device | str | None = None
 ) -> tuple[VideoViT, dict[str, nn.Module]]:
     """Backbone and heads of `config`, on `device`: "meta" gives names and shapes without memory. Raises ValueError."""
-    check_keys("model", check_mapping("model", config), MODEL_KEYS, required=MODEL_KEYS)
+    check_keys("model", check_mapping("model", config), MODEL_KEYS, required=REQUIRED_KEYS)
     with torch.device(device) if device is not None else contextlib.nullcontext():
         backbone = build_backbone(config["backbone"])
         heads = {
@@ -123,7 +136,7 @@ def build_backbone(options: Mapping[str, Any]) -> VideoViT:
 
 def assemble(config: Mapping[str, Any], backbone: VideoViT, heads: Mapping[str, nn.Module]) -> CofinetuneModel:
     """The model of `config` from its parts. Raises ValueError."""
-    return CofinetuneModel(backbone, heads, config["mean"], config["std"])
+    return CofinetuneModel(backbone, heads, config["mean"], config["std"], config.get("subtract_mean_frame", False))
 
 
 def _build_head(where: str, options: Mapping[str, Any], backbone: VideoViT) -> nn.Module:

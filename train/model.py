@@ -15,25 +15,26 @@ from train.tasks import Task
 def model_config(recipe: Recipe, tasks: list[Task]) -> dict[str, Any]:
     """What `models.create_model` takes, and under "tasks" what prediction needs: classes and view of every task."""
     backbone = asdict(recipe.model)
-    mean, std, _ = backbone.pop("mean"), backbone.pop("std"), backbone.pop("init")
+    shared = {key: backbone.pop(key) for key in ("mean", "std", "subtract_mean_frame")}
+    del backbone["init"]
     heads = {}
     for task in tasks:
         head = {key: value for key, value in asdict(task.recipe.head).items() if value is not None}
         if task.recipe.kind == "classification":
             del head["roi_size"]
         heads[task.name] = {"kind": task.recipe.kind, "num_classes": len(task.classes), **head}
-    told = {
-        task.name: {
-            "classes": [asdict(c) for c in task.classes],
-            "view": asdict(view_config(task.recipe.view, recipe.model)),
-        }
-        for task in tasks
-    }
+    told: dict[str, dict[str, Any]] = {}
+    for task in tasks:
+        view = asdict(view_config(task.recipe.view, recipe.model))
+        told[task.name] = {"classes": [asdict(c) for c in task.classes], "view": view}
+        packed = task.train.shards.manifest.settings.get("pack", {}) if task.train is not None else {}
+        if packed.get("fps"):
+            # Clips of any other video are then taken at this rate too.
+            told[task.name]["fps"] = packed["fps"]
     return {
         "backbone": {key: value for key, value in backbone.items() if value is not None},
         "heads": heads,
-        "mean": mean,
-        "std": std,
+        **shared,
         "tasks": told,
     }
 

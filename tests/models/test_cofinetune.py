@@ -171,3 +171,13 @@ def test_custom_heads_have_the_same_contract(model):
 
     custom = CofinetuneModel(model.backbone, {"tokens": Tokens()}, MEAN, STD)
     assert custom("tokens", toy_clips()).shape == (3, 16)
+
+
+def test_a_still_background_vanishes_without_its_mean_frame():
+    """What is added to all frames alike changes nothing; what moves still counts."""
+    model = create_model({**toy_config(), "subtract_mean_frame": True})
+    clip, still = torch.rand(2, 3, 4, 16, 24) / 2, torch.rand(2, 3, 1, 16, 24) / 2
+    torch.testing.assert_close(model.normalise(clip + still), model.normalise(clip))
+    assert not torch.allclose(model.normalise(clip.flip(2)), model.normalise(clip))
+    with pytest.raises(ValueError, match="subtract_mean_frame must be true or false"):
+        create_model({**toy_config(), "subtract_mean_frame": 1})
