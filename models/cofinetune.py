@@ -28,8 +28,8 @@ class CofinetuneModel(nn.Module):
         heads: a module per task, called as head(tokens, grid, boxes, box_clip).
         mean: of the three colour channels, for values in [0, 1].
         std: likewise, positive.
-        subtract_mean_frame: take each clip's mean frame instead of `mean`: a still background vanishes and motion stays.
-            A small model that starts from random weights finds motion far sooner with it.
+        subtract_mean_frame: take each clip's mean frame instead of `mean`: a still background vanishes, motion
+            stays. A small model that starts from random weights finds motion far sooner with it.
 
     Raises:
         ValueError: a task name that cannot name a module, no head, or a mean or std that is not three numbers.
@@ -102,7 +102,8 @@ def create_model(config: Mapping[str, Any]) -> CofinetuneModel:
     Args:
         config: {"backbone": {"name", "num_frames", "image_size", and optionally "tubelet_size" and any override of
             `create_backbone`}, "heads": {task: {"kind": "classification" | "localisation", "num_classes", and
-            optionally any argument of that head}}, "mean": [3 numbers], "std": [3 numbers], and optionally "subtract_mean_frame": bool}.
+            optionally any argument of that head}}, "mean": [3 numbers], "std": [3 numbers], and optionally
+            "subtract_mean_frame": bool}.
 
     Raises:
         ValueError: a key that is unknown (names the nearest) or missing, or a value out of range.

@@ -48,8 +48,8 @@ class ModelRecipe:
     """Subtracted from RGB in [0, 1]; std divides after."""
     std: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
     subtract_mean_frame: bool = False
-    """Subtract each clip's mean frame instead of `mean`: a still background vanishes, motion stays. For small models that
-    start from random weights; pretrained ones want their own mean."""
+    """Subtract each clip's mean frame instead of `mean`: a still background vanishes, motion stays. For small models
+    that start from random weights; pretrained ones want their own mean."""
     init: InitRecipe = field(default_factory=InitRecipe)
 
 
