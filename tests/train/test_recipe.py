@@ -29,7 +29,7 @@ def test_every_recipe_of_the_project_loads(path):
 def test_overrides_win_and_keep_the_rest():
     recipe = load_recipe(None, ["steps=7", "optim.lr=5e-4", "tasks.ava.batch=8", "tasks.ava.view.scale=[0.3,0.9]"])
     assert (recipe.steps, recipe.optim.lr, recipe.tasks["ava"].batch) == (7, 5e-4, 8)
-    assert recipe.tasks["ava"].view.scale == [0.3, 0.9] and recipe.tasks["ava"].view.stride == 3
+    assert recipe.tasks["ava"].view.scale == [0.3, 0.9] and recipe.tasks["ava"].view.stride == 2
     assert recipe.optim.warmup_steps == load_recipe().optim.warmup_steps
 
 
