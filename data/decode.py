@@ -59,11 +59,11 @@ def decode(video: bytes, indices: np.ndarray, frames: int) -> Tensor:
     except DecodeError:
         raise
     except (RuntimeError, ValueError, IndexError, TypeError, AssertionError, OSError) as error:
-        raise DecodeError(_reason(error)) from error
+        raise DecodeError(f"cannot be decoded: {decoder_reason(error)}") from error
     return clip if len(distinct) == len(indices) else clip[torch.from_numpy(places)]
 
 
-def _reason(error: Exception) -> str:
-    """The decoder's message on one line, without the place in its source that it starts with."""
+def decoder_reason(error: Exception) -> str:
+    """What the decoder says, on one line, without the place in its source that it starts with."""
     message = _SOURCE_LOCATION.sub("", " ".join(str(error).split()))
-    return f"cannot be decoded: {message[:200] or type(error).__name__}"
+    return message[:200] or type(error).__name__

@@ -28,8 +28,9 @@ class CofinetuneModel(nn.Module):
         heads: a module per task, called as head(tokens, grid, boxes, box_clip).
         mean: of the three colour channels, for values in [0, 1].
         std: likewise, positive.
-        subtract_mean_frame: take each clip's mean frame instead of `mean`: a still background vanishes, motion
-            stays. A small model that starts from random weights finds motion far sooner with it.
+        subtract_mean_frame: how much of each clip's mean frame is taken off, 0 to 1: at 1 a still background vanishes
+            and motion stays, in between it fades. A small model that starts from random weights finds motion far
+            sooner with it.
 
     Raises:
         ValueError: a task name that cannot name a module, no head, or a mean or std that is not three numbers.
@@ -44,15 +45,13 @@ class CofinetuneModel(nn.Module):
         heads: Mapping[str, nn.Module],
         mean: Sequence[float],
         std: Sequence[float],
-        subtract_mean_frame: bool = False,
+        subtract_mean_frame: float = 0.0,
     ) -> None:
         super().__init__()
         if not heads:
             raise ValueError("heads: at least one task is needed")
-        if not isinstance(subtract_mean_frame, bool):
-            raise ValueError(f"subtract_mean_frame must be true or false, not {subtract_mean_frame!r}")
         self.backbone = backbone
-        self.subtract_mean_frame = subtract_mean_frame
+        self.subtract_mean_frame = check_number("subtract_mean_frame", subtract_mean_frame, 0.0, 1.0)
         self.heads = nn.ModuleDict()
         for task, head in heads.items():
             if not TASK_NAME.fullmatch(task) or hasattr(self.heads, task):
@@ -85,14 +84,16 @@ class CofinetuneModel(nn.Module):
 
     def normalise(self, clips: Tensor) -> Tensor:
         """uint8, or floating point in [0, 1], [B, 3, T, H, W] -> floating point, (value - mean) / std by channel,
-        where the mean is the clip's own over time if the model subtracts its mean frame."""
+        where `subtract_mean_frame` moves the mean towards the clip's own over time."""
         if clips.dtype != torch.uint8 and not clips.is_floating_point():
             raise ValueError(f"clips must be uint8 or floating point, not {clips.dtype}")
         dtype = torch.promote_types(self.mean.dtype, torch.float32)
         values = clips.to(dtype, copy=True)  # the caller's clips stay as they are; all else happens in place
         if clips.dtype == torch.uint8:
             values.div_(255)
-        offset = values.mean(dim=2, keepdim=True) if self.subtract_mean_frame else self.mean
+        offset = self.mean
+        if self.subtract_mean_frame:
+            offset = torch.lerp(self.mean, values.mean(dim=2, keepdim=True), self.subtract_mean_frame)
         return values.sub_(offset).div_(self.std)
 
 
@@ -103,7 +104,7 @@ def create_model(config: Mapping[str, Any]) -> CofinetuneModel:
         config: {"backbone": {"name", "num_frames", "image_size", and optionally "tubelet_size" and any override of
             `create_backbone`}, "heads": {task: {"kind": "classification" | "localisation", "num_classes", and
             optionally any argument of that head}}, "mean": [3 numbers], "std": [3 numbers], and optionally
-            "subtract_mean_frame": bool}.
+            "subtract_mean_frame": share}.
 
     Raises:
         ValueError: a key that is unknown (names the nearest) or missing, or a value out of range.
@@ -137,7 +138,7 @@ def build_backbone(options: Mapping[str, Any]) -> VideoViT:
 
 def assemble(config: Mapping[str, Any], backbone: VideoViT, heads: Mapping[str, nn.Module]) -> CofinetuneModel:
     """The model of `config` from its parts. Raises ValueError."""
-    return CofinetuneModel(backbone, heads, config["mean"], config["std"], config.get("subtract_mean_frame", False))
+    return CofinetuneModel(backbone, heads, config["mean"], config["std"], config.get("subtract_mean_frame", 0.0))
 
 
 def _build_head(where: str, options: Mapping[str, Any], backbone: VideoViT) -> nn.Module:

@@ -47,9 +47,9 @@ class ModelRecipe:
     mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
     """Subtracted from RGB in [0, 1]; std divides after."""
     std: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
-    subtract_mean_frame: bool = False
-    """Subtract each clip's mean frame instead of `mean`: a still background vanishes, motion stays. For small models
-    that start from random weights; pretrained ones want their own mean."""
+    subtract_mean_frame: float = 0.0
+    """How much of each clip's mean frame is subtracted, in place of `mean`, 0 to 1: at 1 a still background vanishes,
+    motion stays. For small models that start from random weights; pretrained ones want their own mean."""
     init: InitRecipe = field(default_factory=InitRecipe)
 
 

@@ -1,6 +1,5 @@
 """Reads a video of any kind by time, and writes one frame by frame: rotated, of varying rate, of odd size."""
 
-import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from data.decode import require_ffmpeg
+from data.decode import decoder_reason, require_ffmpeg
 from data.errors import UserError
 
 CONTAINERS = (".mp4", ".mov", ".mkv")
@@ -55,7 +54,7 @@ class VideoReader:
             self.count = len(self.decoder)
             first, last = self.decoder.get_frame_at(0), self.decoder.metadata.end_stream_seconds
         except (RuntimeError, ValueError, IndexError) as error:
-            raise UserError(f"{path} cannot be decoded: {_reason(error)}") from error
+            raise UserError(f"{path} cannot be decoded: {decoder_reason(error)}") from error
         self.height, self.width = first.data.shape[-2:]
         # Streams rarely begin at 0 sharp, and the sound begins with the file; only a late one is taken as cut out.
         self.origin = first.pts_seconds if first.pts_seconds > 0.5 else 0.0
@@ -87,7 +86,7 @@ class VideoReader:
             for time in times.tolist():
                 yield self._shown(min(max(time, 0.0), self.seconds))
         except (RuntimeError, ValueError, IndexError) as error:
-            raise DamagedVideo(f"{self.path}: damaged near second {time:.2f}: {_reason(error)}") from error
+            raise DamagedVideo(f"{self.path}: damaged near second {time:.2f}: {decoder_reason(error)}") from error
 
     def _shown(self, time: float) -> Tensor:
         end = (self.decoder.metadata.end_stream_seconds or self.seconds) - _EPSILON
@@ -124,7 +123,7 @@ class VideoReader:
         try:
             return self.decoder.get_frame_at(number)
         except (RuntimeError, ValueError, IndexError) as error:
-            self.damage = f"{self.path}: frame {number + 1} of {self.count} cannot be decoded: {_reason(error)}"
+            self.damage = f"{self.path}: frame {number + 1} of {self.count} cannot be decoded: {decoder_reason(error)}"
             return None
 
 
@@ -191,9 +190,3 @@ class VideoWriter:
         self._process.wait()
         self._messages.seek(0)
         return " ".join(self._messages.read().decode(errors="replace").split())[-300:] or "ffmpeg failed"
-
-
-def _reason(error: Exception) -> str:
-    """The decoder's message on one line, without the place in its source that it starts with."""
-    message = re.sub(r"^\w+, \S+:\d+, ", "", " ".join(str(error).split()))
-    return message[:200] or type(error).__name__

@@ -18,7 +18,7 @@ from shard_tools.toy.labels import KINETICS, MOMENTS, SSV2
 from shard_tools.toy.video import require_ffmpeg
 from shard_tools.workers import Lost, run_ordered
 
-VERSION = 1
+VERSION = 2
 """Of the world that a seed and a size stand for: raised when the same seed gives other files."""
 
 CLASSES = {"kinetics": KINETICS, "moments": MOMENTS, "ssv2": SSV2}

@@ -81,7 +81,7 @@ def _stage(shot: Shot, size: tuple[int, int], rng: np.random.Generator) -> Scene
     width, height = SCALE * size[0], SCALE * size[1]
     ground = rng.uniform(0.86, 0.94) * height
     backdrop = paint(rng, width, height, ground)
-    tall = rng.uniform(0.46, 0.64) * height
+    tall = rng.uniform(0.58, 0.76) * height
     people = len(shot.roles)
     homes = (np.arange(people) + 0.5 + rng.uniform(-0.15, 0.15, people)) / people * width
     gap = _gap(shot) * tall

@@ -175,9 +175,12 @@ def test_custom_heads_have_the_same_contract(model):
 
 def test_a_still_background_vanishes_without_its_mean_frame():
     """What is added to all frames alike changes nothing; what moves still counts."""
-    model = create_model({**toy_config(), "subtract_mean_frame": True})
+    model = create_model({**toy_config(), "subtract_mean_frame": 1.0})
     clip, still = torch.rand(2, 3, 4, 16, 24) / 2, torch.rand(2, 3, 1, 16, 24) / 2
     torch.testing.assert_close(model.normalise(clip + still), model.normalise(clip))
     assert not torch.allclose(model.normalise(clip.flip(2)), model.normalise(clip))
-    with pytest.raises(ValueError, match="subtract_mean_frame must be true or false"):
-        create_model({**toy_config(), "subtract_mean_frame": 1})
+    half = create_model({**toy_config(), "subtract_mean_frame": 0.5})
+    between = (model.normalise(clip) + create_model(toy_config()).normalise(clip)) / 2
+    torch.testing.assert_close(half.normalise(clip), between)
+    with pytest.raises(ValueError, match=r"subtract_mean_frame must lie in \[0.0, 1.0\], not 1.5"):
+        create_model({**toy_config(), "subtract_mean_frame": 1.5})
