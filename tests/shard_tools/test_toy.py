@@ -18,7 +18,7 @@ from data.ava_files import read_annotations, read_excluded, read_labelmap, read_
 from data.errors import UserError
 from shard_tools import make_toy
 from shard_tools.toy import class_names
-from shard_tools.toy.build import SIZES, Size, build, plan_world
+from shard_tools.toy.build import SIZES, VERSION, Size, build, plan_world
 from shard_tools.toy.clips import make_rng
 from shard_tools.toy.faults import FAULTS
 from shard_tools.toy.labels import AVA, EPISODES, KINETICS, SSV2
@@ -62,7 +62,7 @@ def test_goes_on_where_it_was_cut_off(raw, tmp_path):
     for path in (*gone, half / ".complete.json", half / "planted.json"):
         path.unlink()
     gone[0].with_name(f".{gone[0].name}.part").write_bytes(b"half a video")
-    (half / ".begun.json").write_text(json.dumps({"seed": 5, "size": "tiny", "version": 1}))
+    (half / ".begun.json").write_text(json.dumps({"seed": 5, "size": "tiny", "version": VERSION}))
     before = {path: path.stat().st_mtime_ns for path in kept}
     assert build(half, 5, TINY, workers=2)
     assert digests(half) == whole
