@@ -25,6 +25,14 @@ def render(source: str, frames: int = 38) -> bytes:
     return _encode(("-f", "lavfi", "-i", f"{name}=rate={FPS}:{rest}"), frames)
 
 
+def make_video(path: Path, *options: str, source: str = "testsrc2=size=128x96", frames: int = 45) -> Path:
+    """An FFmpeg test picture, 15 frames per second unless the options say otherwise."""
+    path.with_suffix(".raw.mp4").write_bytes(render(source, frames))
+    command = ["ffmpeg", "-v", "error", "-y", "-i", str(path.with_suffix(".raw.mp4")), *options, str(path)]
+    subprocess.run(command, check=True)
+    return path
+
+
 @lru_cache(maxsize=64)
 def _encode(source: tuple[str, ...], frames: int) -> bytes:
     command = ["ffmpeg", "-v", "error", *source, "-frames:v", str(frames), "-c:v", "libx264", "-preset", "ultrafast"]

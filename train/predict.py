@@ -18,7 +18,7 @@ from train.frame_map import FrameBoxes
 from train.launch import command, parse_args
 from train.person_boxes import BoxFile, load_detector, read_box_file
 from train.tracks import Person, PersonKeyframe, Tracks
-from train.video_files import CONTAINERS, VideoReader, VideoWriter
+from train.video_files import CONTAINERS, VideoReader, VideoWriter, require_encoder
 
 Scene = Callable[[float], tuple[list[Person], list[tuple[str, str]]]]
 """Second of the video -> persons and caption to draw."""
@@ -91,6 +91,7 @@ def run(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace) -> torch.device:
     """The device to use. Raises UserError for an argument that cannot be, before anything takes time."""
+    require_encoder()
     for name in ("threshold", "box_threshold"):
         value = getattr(args, name)
         if value is not None and not 0 <= value <= 1:

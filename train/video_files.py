@@ -1,5 +1,6 @@
 """Reads a video of any kind by time, and writes one frame by frame: rotated, of varying rate, of odd size."""
 
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -26,6 +27,12 @@ _EPSILON = 1e-4  # seconds: far below a frame, far above the rounding of timesta
 
 class DamagedVideo(UserError):
     """A frame that cannot be decoded, in a video that can be opened."""
+
+
+def require_encoder() -> None:
+    """Raises UserError where the ffmpeg program, which VideoWriter runs, is missing."""
+    if not shutil.which("ffmpeg"):
+        raise UserError("ffmpeg is not installed (Debian, Ubuntu: apt-get install ffmpeg)")
 
 
 class VideoReader:
@@ -148,12 +155,11 @@ class VideoWriter:
         command += ["-protocol_whitelist", "file", "-i", f"file:{sound_of.resolve()}"]
         command += ["-map", "0:v:0", "-map", "1:a:0?", "-c:v", "libx264", "-preset", "veryfast", "-crf", "20"]
         command += ["-pix_fmt", "yuv420p", "-c:a", "aac", "-movflags", "+faststart", f"file:{self.partial.resolve()}"]
+        require_encoder()
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the encoder
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=self._messages)
-        except FileNotFoundError:
-            raise UserError("ffmpeg is not installed (Debian, Ubuntu: apt-get install ffmpeg)") from None
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error}") from error
 

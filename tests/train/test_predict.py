@@ -1,7 +1,6 @@
 """Prediction: the model sees what evaluation would see, boxes find their frames, and any video comes out playable."""
 
 import json
-import struct
 import subprocess
 from fractions import Fraction
 from pathlib import Path
@@ -17,11 +16,11 @@ from data.decode import decode
 from data.errors import UserError
 from data.sampling import around_keyframe
 from models import create_model, save_model
-from tests.tiny_shards import make_classification_set, render
+from tests.tiny_shards import make_classification_set, make_video, render
 from train.clip_scores import clips, grid, load_head
 from train.person_boxes import read_box_file
 from train.predict import parser, run
-from train.video_files import DamagedVideo, VideoReader, VideoWriter
+from train.video_files import DamagedVideo, VideoReader
 
 VIEW = {"num_frames": 4, "stride": 3, "image_size": 32}
 CPU = torch.device("cpu")
@@ -60,14 +59,6 @@ def model(tmp_path_factory) -> Path:
     tasks = {task: {"classes": classes[task], "view": views[task]} for task in classes}
     save_model(folder, net, config, {"tasks": tasks})
     return folder
-
-
-def make_video(path: Path, *options: str, source: str = "testsrc2=size=128x96", frames: int = 45) -> Path:
-    """An FFmpeg test picture, 15 frames per second unless the options say otherwise."""
-    path.with_suffix(".raw.mp4").write_bytes(render(source, frames))
-    command = ["ffmpeg", "-v", "error", "-y", "-i", str(path.with_suffix(".raw.mp4")), *options, str(path)]
-    subprocess.run(command, check=True)
-    return path
 
 
 def probe(path: Path) -> dict:
@@ -139,30 +130,6 @@ def test_any_video_comes_out_as_h264_of_its_own_length(model, tmp_path, suffix, 
     assert float(stream["duration"]) == pytest.approx(seconds, abs=0.1)
     assert Fraction(stream["r_frame_rate"]) == 15
     assert not list(tmp_path.glob("new/.*"))
-
-
-def test_a_varying_rate_is_made_steady_without_changing_the_pace(tmp_path):
-    slower = ["-vf", "setpts='if(lt(N,20),N,20+3*(N-20))/15/TB'", "-fps_mode", "vfr"]
-    reader = VideoReader(make_video(tmp_path / "v.mp4", *slower))
-    steady = list(reader.steady())
-    assert np.allclose([time for time, _ in steady], np.arange(len(steady)) / 15)
-    assert reader.seconds == pytest.approx((20 + 3 * 25) / 15, abs=0.2) and len(steady) == round(reader.seconds * 15)
-    for (_, shown), expected in zip(steady, reader.frames_at(np.arange(len(steady)) / 15), strict=True):
-        assert torch.equal(shown, expected)
-
-
-def test_rotation_is_applied(tmp_path):
-    upright = make_video(tmp_path / "upright.mp4")
-    content = bytearray(upright.read_bytes())
-    # The matrix of the track header, which tells a player to turn the picture.
-    place = content.index(b"tkhd") + 44
-    content[place : place + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 96 << 16, 0, 1 << 30)
-    turned = tmp_path / "turned.mp4"
-    turned.write_bytes(content)
-    reader = VideoReader(turned)
-    assert (reader.width, reader.height) == (96, 128)
-    first, original = next(reader.steady())[1], next(VideoReader(upright).steady())[1]
-    assert torch.equal(first, original.rot90(-1, dims=(1, 2)))  # clockwise
 
 
 def test_sound_is_kept(model, tmp_path):
@@ -288,6 +255,13 @@ def test_mistakes_are_told_in_words(model, tmp_path, options, message):
     assert not (tmp_path / "out.mp4").exists()
 
 
+def test_a_missing_ffmpeg_is_told_before_any_work(model, tmp_path, monkeypatch):
+    video = make_video(tmp_path / "v.mp4", frames=5)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="ffmpeg is not installed"):
+        predict(tmp_path / "no model", video, tmp_path / "out.mp4")
+
+
 def test_without_boxes_or_a_detector_the_message_says_what_to_give(model, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     video = make_video(tmp_path / "v.mp4", frames=5)
@@ -299,38 +273,6 @@ def test_a_video_is_never_overwritten_by_its_own_drawing(model, tmp_path):
     video = make_video(tmp_path / "v.mp4", frames=5)
     with pytest.raises(UserError, match="is the video itself"):
         predict(model, video, video, "--task", "clips")
-
-
-@pytest.mark.parametrize("content", [b"", b"not a video"])
-def test_no_video_is_an_error(tmp_path, content):
-    (tmp_path / "v.mp4").write_bytes(content)
-    with pytest.raises(UserError, match="cannot be decoded"):
-        VideoReader(tmp_path / "v.mp4")
-
-
-def test_an_interrupted_writer_leaves_nothing(tmp_path):
-    sound = make_video(tmp_path / "v.mp4", frames=5)
-    out = tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt), VideoWriter(out / "x.mp4", 64, 64, Fraction(15), sound) as writer:
-        writer.write(Image.new("RGB", (64, 64)))
-        raise KeyboardInterrupt
-    assert list(out.iterdir()) == []
-
-
-def test_what_ffmpeg_says_is_told(tmp_path):
-    sound = tmp_path / "no_sound.mp4"
-    sound.write_bytes(b"none")
-    with (
-        pytest.raises(UserError, match="Invalid data"),
-        VideoWriter(tmp_path / "x.mp4", 64, 64, Fraction(15), sound) as writer,
-    ):
-        for _ in range(200):
-            writer.write(Image.new("RGB", (64, 64)))
-
-
-def test_the_rate_of_a_video(tmp_path):
-    assert VideoReader(make_video(tmp_path / "a.mp4", "-r", "30000/1001")).rate == Fraction(30000, 1001)
-    assert VideoReader(make_video(tmp_path / "b.webm", "-c:v", "libvpx-vp9", "-r", "12")).rate == 12
 
 
 def test_views_of_checkpoints_are_checked(tmp_path, model):

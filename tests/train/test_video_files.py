@@ -1,0 +1,69 @@
+"""Videos are read by time, upright and at a steady pace, and written whole or not at all."""
+
+import struct
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.errors import UserError
+from tests.tiny_shards import make_video
+from train.video_files import VideoReader, VideoWriter
+
+
+def test_a_varying_rate_is_made_steady_without_changing_the_pace(tmp_path):
+    slower = ["-vf", "setpts='if(lt(N,20),N,20+3*(N-20))/15/TB'", "-fps_mode", "vfr"]
+    reader = VideoReader(make_video(tmp_path / "v.mp4", *slower))
+    steady = list(reader.steady())
+    assert np.allclose([time for time, _ in steady], np.arange(len(steady)) / 15)
+    assert reader.seconds == pytest.approx((20 + 3 * 25) / 15, abs=0.2) and len(steady) == round(reader.seconds * 15)
+    for (_, shown), expected in zip(steady, reader.frames_at(np.arange(len(steady)) / 15), strict=True):
+        assert torch.equal(shown, expected)
+
+
+def test_rotation_is_applied(tmp_path):
+    upright = make_video(tmp_path / "upright.mp4")
+    content = bytearray(upright.read_bytes())
+    # The matrix of the track header, which tells a player to turn the picture.
+    place = content.index(b"tkhd") + 44
+    content[place : place + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 96 << 16, 0, 1 << 30)
+    turned = tmp_path / "turned.mp4"
+    turned.write_bytes(content)
+    reader = VideoReader(turned)
+    assert (reader.width, reader.height) == (96, 128)
+    first, original = next(reader.steady())[1], next(VideoReader(upright).steady())[1]
+    assert torch.equal(first, original.rot90(-1, dims=(1, 2)))  # clockwise
+
+
+@pytest.mark.parametrize("content", [b"", b"not a video"])
+def test_no_video_is_an_error(tmp_path, content):
+    (tmp_path / "v.mp4").write_bytes(content)
+    with pytest.raises(UserError, match="cannot be decoded"):
+        VideoReader(tmp_path / "v.mp4")
+
+
+def test_an_interrupted_writer_leaves_nothing(tmp_path):
+    sound = make_video(tmp_path / "v.mp4", frames=5)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt), VideoWriter(out / "x.mp4", 64, 64, Fraction(15), sound) as writer:
+        writer.write(Image.new("RGB", (64, 64)))
+        raise KeyboardInterrupt
+    assert list(out.iterdir()) == []
+
+
+def test_what_ffmpeg_says_is_told(tmp_path):
+    sound = tmp_path / "no_sound.mp4"
+    sound.write_bytes(b"none")
+    with (
+        pytest.raises(UserError, match="Invalid data"),
+        VideoWriter(tmp_path / "x.mp4", 64, 64, Fraction(15), sound) as writer,
+    ):
+        for _ in range(200):
+            writer.write(Image.new("RGB", (64, 64)))
+
+
+def test_the_rate_of_a_video(tmp_path):
+    assert VideoReader(make_video(tmp_path / "a.mp4", "-r", "30000/1001")).rate == Fraction(30000, 1001)
+    assert VideoReader(make_video(tmp_path / "b.webm", "-c:v", "libvpx-vp9", "-r", "12")).rate == 12
