@@ -120,10 +120,59 @@ def plan_segments(
         for keyframe in all_keyframes[: len(all_keyframes) - len(keyframes)]:
             detail = f"keyframe {keyframe.timestamp:g} s is before the file's beginning, {cut.movie_start:g} s"
             lost.append(Failure(file, "outside the file", detail))
-        for group in _runs(keyframes, 2 * cut.margin):
-            key = keys.make(f"{video}_{group[0].timestamp:07.2f}".removesuffix(".00"))
-            segments.append(Segment(key, file, files.path(file), {"dataset": "ava"}, video, tuple(group), cut))
+        segments += _cut_up("ava", video, file, files.path(file), keyframes, cut, keys)
     return segments, lost
+
+
+def plan_clip_segments(
+    videos: Mapping[str, Sequence[KeyframeLabels]], files: VideoFiles, margin: float, window: int
+) -> tuple[list[Segment], list[Failure]]:
+    """Segments around the keyframes of AVA-Kinetics, whose videos are Kinetics clips cut out of the annotated videos.
+
+    A keyframe is taken from the clip that holds most film around it, so once however many clips hold it, and from an
+    uncut video only where no clip does. The name of a clip's file, `{id}_{start:06d}_{end:06d}`, says where it begins.
+
+    Args:
+        margin, window: as in `Cut`.
+
+    Returns:
+        as `plan_segments`.
+    """
+    segments: list[Segment] = []
+    lost: list[Failure] = []
+    keys = Keys()
+    for video, keyframes in videos.items():
+        clips, whole = files.clips(video), files.find([video])
+        if not clips and whole is None:
+            lost.append(Failure(video, "missing", "no clip of this video under the videos", len(keyframes)))
+            continue
+        found: dict[tuple[str, float], list[KeyframeLabels]] = {}
+        for keyframe in keyframes:
+            second = keyframe.timestamp
+            around = [(min(second - start, end - second), -start, file) for start, end, file in clips]
+            around = [clip for clip in around if clip[0] >= 0]
+            if around:
+                _, start, file = max(around)
+                found.setdefault((file, -start), []).append(keyframe)
+            elif whole is not None:
+                found.setdefault((whole, 0.0), []).append(keyframe)
+            else:
+                detail = f"keyframe {second:g} s is in none of this video's clips"
+                lost.append(Failure(clips[0][2], "outside the file", detail))
+        for (file, start), group in found.items():
+            cut = Cut(start, margin, window)
+            segments += _cut_up("ava_kinetics", video, file, files.path(file), group, cut, keys)
+    return segments, lost
+
+
+def _cut_up(
+    dataset: str, video: str, file: str, path: str, keyframes: Sequence[KeyframeLabels], cut: Cut, keys: Keys
+) -> list[Segment]:
+    segments = []
+    for group in _runs(keyframes, 2 * cut.margin):
+        key = keys.make(f"{video}_{group[0].timestamp:07.2f}".removesuffix(".00"))
+        segments.append(Segment(key, file, path, {"dataset": dataset}, video, tuple(group), cut))
+    return segments
 
 
 def _runs(keyframes: Sequence[KeyframeLabels], reach: float) -> list[list[KeyframeLabels]]:

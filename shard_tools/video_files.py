@@ -12,6 +12,7 @@ _NO_VIDEO = re.compile(
     r"|part|ytdl|tmp|lock)",
     re.I,
 )
+_CLIP = re.compile(r"(.+)_(\d{6})_(\d{6})", re.DOTALL)
 
 
 class VideoFiles:
@@ -26,6 +27,7 @@ class VideoFiles:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = os.path.abspath(folder)
         self._by_stem: dict[str, list[str]] = {}
+        self._clips: dict[str, list[tuple[float, float, str]]] | None = None
         self._count = 0
         seen: set[tuple[int, int]] = set()
         pending = [""]
@@ -72,6 +74,17 @@ class VideoFiles:
             if names:
                 return max(names, key=lambda name: len(wanted & {_fold(part) for part in name.split("/")[:-1]}))
         return None
+
+    def clips(self, video: str) -> list[tuple[float, float, str]]:
+        """(start, end, path) of the clips that were cut out of a video, by start: seconds of it, as their names
+        `{video}_{start:06d}_{end:06d}` say, and the path relative to the folder."""
+        if self._clips is None:
+            self._clips = {}
+            for stem, names in self._by_stem.items():
+                if match := _CLIP.fullmatch(stem):
+                    times = (float(match[2]), float(match[3]))
+                    self._clips.setdefault(match[1], []).append((*times, names[0]))
+        return sorted(self._clips.get(video, ()))
 
     def path(self, relative: str) -> str:
         return os.path.join(self.folder, relative)

@@ -14,7 +14,7 @@ from types import ModuleType
 import numpy as np
 
 from data.shards import ShardSet
-from shard_tools import cli, pack_ava, pack_kinetics, pack_moments, pack_ssv2
+from shard_tools import cli, pack_ava, pack_ava_kinetics, pack_kinetics, pack_moments, pack_ssv2
 from shard_tools.items import Plan
 
 PICTURES = "testsrc2=s=128x96:r=15"
@@ -97,9 +97,14 @@ class World:
         return self._run(pack_ssv2, "train", *files, *options)
 
     def ava(self, rows: list[str], *options: object, split: str = "train") -> int:
+        return self._run(pack_ava, split, *self._keyframes(rows), *options)
+
+    def ava_kinetics(self, rows: list[str], *options: object, split: str = "train") -> int:
+        return self._run(pack_ava_kinetics, split, *self._keyframes(rows), *options)
+
+    def _keyframes(self, rows: list[str]) -> tuple[object, ...]:
         table = self.file("ava.csv", "\n".join(rows) + "\n")
-        files = ("--annotations", table, "--labelmap", self.file("labels.pbtxt", LABELMAP))
-        return self._run(pack_ava, split, *files, *options)
+        return "--annotations", table, "--labelmap", self.file("labels.pbtxt", LABELMAP)
 
     def _run(self, module: ModuleType, split: str, *options: object) -> int:
         common = ("--videos", self.videos, "--out", self.out, "--split", split, "--workers", 2)

@@ -6,7 +6,7 @@ from torchcodec.decoders import VideoDecoder
 
 from shard_tools.failures import Failure
 from shard_tools.keyframe_labels import KeyframeLabels
-from shard_tools.segments import Cut, plan_segments
+from shard_tools.segments import Cut, plan_clip_segments, plan_segments
 from shard_tools.video_files import VideoFiles
 from tests.shard_tools.raw import counter_source, ffmpeg, read_counter, video
 
@@ -106,3 +106,37 @@ def test_a_whole_film_taken_for_a_cut_is_refused(world):
     with pytest.raises(Exception, match="give --movie-start 0 for whole films"):
         world.ava(rows)
     np.testing.assert_equal(world.ava(rows, "--movie-start", 900, "--min-frames", 1), 0)
+
+
+def test_ava_kinetics_keyframes_are_found_in_the_clip_that_holds_most_around_them(world):
+    for name, rate in (("-a_b_000010_000020", "25"), ("-a_b_000017_000027", "25"), ("whole", "30")):
+        video(world.videos / "some class" / f"{name}.mp4", counter_source(rate), 10.0, "-pix_fmt", "yuv420p")
+    rows = [f"-a_b,{t},0.1,0.2,0.5,0.9,12" for t in ("12.000000", "18.5", "18.500000", "19.500000")]
+    rows += [
+        "-a_b,26.5,0.1,0.2,0.5,0.9,17",
+        "whole,4.033333,0.1,0.2,0.5,0.9,12",
+        "-a_b,14.000000",
+        "whole,90",
+        "gone,7",
+    ]
+    assert world.ava_kinetics(rows, "--max-failures", 0.3, split="val") == 0
+    shown = {(name, second): number for name, second, number in frames_of_keyframes(world, "ava_kinetics-val")}
+    # 18.5 lies 1.5 s into both clips; the first of the two counts, once.
+    assert shown == {
+        ("-a_b", 12.0): 50,
+        ("-a_b", 14.0): 100,
+        ("-a_b", 18.5): 212,
+        ("-a_b", 19.5): 62,
+        ("-a_b", 26.5): 237,
+        ("whole", 4.033333): 121,
+    }
+    assert world.failures("ava_kinetics-val") == {"gone": "missing", "some class/whole.mp4": "outside the file"}
+    assert world.shards("ava_kinetics-val").manifest.examples == len(shown)
+
+
+def test_a_keyframe_between_the_clips_is_lost_and_named(tmp_path):
+    (tmp_path / "x_000010_000020.mp4").touch()
+    segments, lost = plan_clip_segments({"x": [KeyframeLabels(25.0)]}, VideoFiles(tmp_path), 1.5, 64)
+    assert not segments
+    detail = "keyframe 25 s is in none of this video's clips"
+    assert lost == [Failure("x_000010_000020.mp4", "outside the file", detail)]

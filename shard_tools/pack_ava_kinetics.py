@@ -1,0 +1,34 @@
+"""Packs AVA-Kinetics into shards: the Kinetics clips of its annotation files, with boxes, labels and proposals."""
+
+import argparse
+
+from shard_tools.cli import main, require_videos
+from shard_tools.items import Plan
+from shard_tools.keyframe_options import add_options, read_keyframes
+from shard_tools.options import make_parser
+from shard_tools.segments import plan_clip_segments
+from shard_tools.video_files import VideoFiles
+
+
+def options() -> argparse.ArgumentParser:
+    parser = make_parser(
+        "Packs the Kinetics part of AVA-Kinetics into shards. Its annotations give seconds of the original video; the\n"
+        "file name of a clip, {id}_{start:06d}_{end:06d}, says where it was cut out; {id} alone is the whole video.",
+        short_side=0,
+        samples_per_shard=500,
+    )
+    add_options(parser, "kinetics_train_v1.0.csv or the like")
+    return parser
+
+
+def make_plan(arguments: argparse.Namespace) -> Plan:
+    classes, videos, dropped = read_keyframes(arguments)
+    files = VideoFiles(arguments.videos)
+    segments, lost = plan_clip_segments(videos, files, arguments.margin, arguments.window)
+    require_videos(segments, lost, files)
+    cut = {"margin": arguments.margin, "window": arguments.window}
+    return Plan("ava_kinetics", arguments.split, "localisation", classes, list(segments), lost, dropped, cut)
+
+
+if __name__ == "__main__":
+    main(options(), make_plan)
