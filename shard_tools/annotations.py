@@ -27,6 +27,8 @@ class LabelledClip:
         folders: names of folders that it may lie in, to choose among several files of one name.
         label: place in the list of classes, None for an unlabelled test clip.
         listed: how failures name it.
+        uncut: stem of the file of the whole video, and the seconds of it at which the clip begins and ends; None where
+            clips come as files of their own only.
     """
 
     name: str
@@ -34,6 +36,7 @@ class LabelledClip:
     folders: tuple[str, ...]
     label: int | None
     listed: str
+    uncut: tuple[str, float, float] | None = None
 
 
 def read_kinetics(
@@ -80,7 +83,8 @@ def read_kinetics(
         times = f"{int(start):06d}_{int(end):06d}"
         stems = (f"{video}_{times}", video, f"{video}_{int(start)}_{int(end)}")
         listed = "/".join(filter(None, (label, f"{video}_{times}")))
-        clips.append(LabelledClip(f"{video}_{times}", stems, (label, split), number_of.get(label), listed))
+        folders, uncut = (label, split), (video, start, end)
+        clips.append(LabelledClip(f"{video}_{times}", stems, folders, number_of.get(label), listed, uncut))
     return clips, [ClassInfo(number, name) for name, number in number_of.items()], left_out
 
 

@@ -11,10 +11,9 @@ from typing import NoReturn
 from tqdm import tqdm
 
 from data.errors import UserError
-from data.shards import ClassInfo, Manifest
-from shard_tools.annotations import LabelledClip
+from data.shards import Manifest
 from shard_tools.failures import Failure
-from shard_tools.items import Item, Keys, Plan
+from shard_tools.items import Item, Plan
 from shard_tools.options import pack_options, settings
 from shard_tools.packing import PackOptions, pack, share_out
 from shard_tools.part_store import PartStore
@@ -59,39 +58,6 @@ def run(arguments: argparse.Namespace, make_plan: Callable[[argparse.Namespace],
         print(f"{store.prefix}: part {part}/{parts} done, {left} of {len(shards)} shards to come from other parts")
         return 0
     return _sum_up(manifest or store.merge(ffmpeg), store, arguments.max_failures)
-
-
-def classification_plan(
-    dataset: str,
-    arguments: argparse.Namespace,
-    annotated: tuple[list[LabelledClip], list[ClassInfo], dict[str, int]],
-) -> Plan:
-    """Looks up the annotated clips among the videos.
-
-    Raises:
-        UserError: the videos cannot be listed, or none of the clips is there.
-    """
-    clips, classes, dropped = annotated
-    files, keys = VideoFiles(arguments.videos), Keys()
-    items: list[Item] = []
-    lost: list[Failure] = []
-    seen: set[tuple[str, int | None]] = set()
-    repeated = 0
-    for clip in clips:
-        found = files.find(clip.stems, clip.folders)
-        if found is None:
-            lost.append(Failure(clip.listed, "missing"))
-        elif (found, clip.label) in seen:
-            repeated += 1
-        else:
-            seen.add((found, clip.label))
-            name = None if clip.label is None else classes[clip.label].name
-            fields = {"dataset": dataset, "label": clip.label, "class_name": name}
-            items.append(Item(keys.make(clip.name), found, files.path(found), fields))
-    require_videos(items, lost, files)
-    if repeated:
-        dropped = {**dropped, "rows that repeat a clip and its label": repeated}
-    return Plan(dataset, arguments.split, "classification", classes, items, lost, dropped)
 
 
 def require_videos(items: Sequence[Item], lost: Sequence[Failure], files: VideoFiles) -> None:

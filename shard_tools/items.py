@@ -9,7 +9,7 @@ from typing import Any
 
 from data.shards import ClassInfo, Kind
 from shard_tools.clip_command import Span
-from shard_tools.failures import Failure
+from shard_tools.failures import Failure, Unpackable
 from shard_tools.source_video import Source
 from shard_tools.transcode import Clip
 
@@ -18,7 +18,7 @@ MAX_KEY = 90  # a tar header of the USTAR format holds names of 100 bytes
 
 @dataclass(frozen=True)
 class Item:
-    """A sample to make: a whole video. `localisation.Segment` is the one that is a part of a movie.
+    """A sample to make: a whole video, or a part of one (`CutClip`, `segments.Segment`).
 
     Attributes:
         key: unique in the set, matches `data.shards.KEY_PATTERN`.
@@ -52,6 +52,24 @@ class Item:
     def finish(self, source: Source, clip: Clip) -> tuple[dict[str, Any], int, list[Failure]]:
         """The sample's JSON, its number of examples, and the examples lost. Raises Unpackable where all are."""
         return {**self.fields, "key": self.key, "source": self.source, "video": clip.record()}, 1, []
+
+
+@dataclass(frozen=True)
+class CutClip(Item):
+    """A clip to cut out of a longer video, from second `start` of the file to second `end`."""
+
+    start: float
+    end: float
+
+    def identity(self) -> list[Any]:
+        return [*super().identity(), self.start, self.end]
+
+    def span(self, source: Source, fps: Fraction) -> Span:
+        if source.seconds is not None and self.start >= source.seconds:
+            detail = f"the file has {source.seconds:.1f} s, the clip begins at {self.start:g} s"
+            raise Unpackable("outside the file", detail)
+        start = Fraction(f"{self.start:.6f}")
+        return Span(start, max(round((Fraction(f"{self.end:.6f}") - start) * fps), 1))
 
 
 @dataclass(frozen=True)

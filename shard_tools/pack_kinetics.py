@@ -3,7 +3,8 @@
 import argparse
 
 from shard_tools.annotations import read_class_names, read_kinetics
-from shard_tools.cli import classification_plan, main
+from shard_tools.cli import main
+from shard_tools.clip_plan import classification_plan
 from shard_tools.items import Plan
 from shard_tools.options import make_parser
 
@@ -24,12 +25,19 @@ def options() -> argparse.ArgumentParser:
         help="one class a line, in order of the logits (default: the sorted labels of CSV; the usual train and validate"
         " files both hold all classes; give the same TXT for all splits where yours do not)",
     )
+    parser.add_argument(
+        "--whole-videos",
+        action=argparse.BooleanOptionalAction,
+        help="files named {id} are whole videos: cut clips out of them, time_start to time_end (default: they are"
+        " clips, and it is an error if some that are looked at are much longer)",
+    )
     return parser
 
 
 def make_plan(arguments: argparse.Namespace) -> Plan:
     names = read_class_names(arguments.classes) if arguments.classes else None
-    return classification_plan("kinetics", arguments, read_kinetics(arguments.annotations, arguments.split, names))
+    annotated = read_kinetics(arguments.annotations, arguments.split, names)
+    return classification_plan("kinetics", arguments, annotated, arguments.whole_videos)
 
 
 if __name__ == "__main__":

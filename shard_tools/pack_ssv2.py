@@ -3,7 +3,8 @@
 import argparse
 
 from shard_tools.annotations import read_ssv2
-from shard_tools.cli import classification_plan, main
+from shard_tools.cli import main
+from shard_tools.clip_plan import classification_plan
 from shard_tools.items import Plan
 from shard_tools.options import make_parser
 

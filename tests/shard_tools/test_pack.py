@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
+from torchcodec.decoders import VideoDecoder
 
 from data.errors import UserError
 from shard_tools import pack_kinetics
-from tests.shard_tools.raw import PICTURES, ffmpeg, run_command, video
+from tests.shard_tools.raw import PICTURES, counter_source, ffmpeg, read_counter, run_command, video
 
 ROOT = Path(__file__).parents[2]
 ROWS = [f"{'pull ups' if n % 2 else 'air drumming'},id_{n},0,10,train" for n in range(10)]
@@ -72,6 +73,29 @@ def test_kinetics_shards_hold_what_the_annotations_say(world):
         assert shards.read_video(example) == samples[sample["key"]][1]
     assert world.failures("kinetics-train") == {}
     assert {path.name for path in world.out.iterdir() if path.name.startswith(".")} == set()
+
+
+def test_clips_are_cut_out_of_whole_videos(world):
+    video(world.videos / "a-b_c.mp4", counter_source("25"), 20.0, "-g", "250", "-pix_fmt", "yuv420p")
+    video(world.videos / "own_000001_000003.mp4", counter_source("25"), 2.0, "-pix_fmt", "yuv420p")
+    rows = [f"run,a-b_c,{times},train" for times in ("0,3", "7,10", "7.6,8.6", "18,28", "40,50")]
+    rows += ["run,own,1,3,train"]
+    with pytest.raises(UserError, match=r"a-b_c.mp4 has 20 s, its clip 3 s: give --whole-videos"):
+        world.kinetics(rows)
+    assert world.kinetics(rows, "--whole-videos", "--max-failures", 0.2) == 0
+    seen = {}
+    for sample, content in read_all(world, "kinetics-train").values():
+        frames = VideoDecoder(content)
+        assert len(frames) == sample["video"]["frames"]
+        seen[sample["key"]] = (read_counter(frames[0].numpy()), len(frames))
+    assert seen == {
+        "a-b_c_000000_000003": (0, 75),
+        "a-b_c_000007_000010": (175, 75),
+        "a-b_c_000007_000008": (190, 25),
+        "a-b_c_000018_000028": (450, 50),
+        "own_000001_000003": (0, 50),
+    }
+    assert world.failures("kinetics-train") == {"a-b_c.mp4": "outside the file"}
 
 
 def test_moments_and_ssv2_and_unlabelled_clips(world):

@@ -1,0 +1,77 @@
+"""Plans the packing of a classification set: annotated clips looked up among the videos."""
+
+import argparse
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.errors import UserError
+from data.shards import ClassInfo
+from shard_tools.annotations import LabelledClip
+from shard_tools.cli import require_videos
+from shard_tools.failures import Failure, Unpackable
+from shard_tools.items import CutClip, Item, Keys, Plan
+from shard_tools.source_video import probe
+from shard_tools.video_files import VideoFiles
+
+
+def classification_plan(
+    dataset: str,
+    arguments: argparse.Namespace,
+    annotated: tuple[list[LabelledClip], list[ClassInfo], dict[str, int]],
+    whole_videos: bool | None = False,
+) -> Plan:
+    """Looks up the annotated clips among the videos.
+
+    Args:
+        whole_videos: whether files that bear no time in their name are whole videos, which clips are cut out of. None:
+            they are not, which some of them are looked at to make sure.
+
+    Raises:
+        UserError: the videos cannot be listed, or none of the clips is there.
+    """
+    clips, classes, dropped = annotated
+    files, keys = VideoFiles(arguments.videos), Keys()
+    items: list[Item] = []
+    lost: list[Failure] = []
+    seen: set[tuple[str, int | None, float]] = set()
+    repeated = 0
+    uncut: list[tuple[Item, float]] = []
+    for clip in clips:
+        found = files.find(clip.stems, clip.folders)
+        if found is None:
+            lost.append(Failure(clip.listed, "missing"))
+            continue
+        name = None if clip.label is None else classes[clip.label].name
+        fields = {"dataset": dataset, "label": clip.label, "class_name": name}
+        bare = clip.uncut if clip.uncut and clip.uncut[0] == Path(found).stem else None
+        this = (found, clip.label, bare[1] if bare and whole_videos else 0.0)
+        if this in seen:
+            repeated += 1
+            continue
+        seen.add(this)
+        place = (keys.make(clip.name), found, files.path(found))
+        if bare and whole_videos:
+            items.append(CutClip(*place, {**fields, "start": bare[1]}, *bare[1:]))
+            continue
+        items.append(Item(*place, fields))
+        if bare:
+            uncut.append((items[-1], bare[2] - bare[1]))
+    require_videos(items, lost, files)
+    if whole_videos is None:
+        _check_no_whole_videos(uncut, arguments.max_pixels)
+    if repeated:
+        dropped = {**dropped, "rows that repeat a clip and its label": repeated}
+    return Plan(dataset, arguments.split, "classification", classes, items, lost, dropped)
+
+
+def _check_no_whole_videos(uncut: Sequence[tuple[Item, float]], max_pixels: int) -> None:
+    """Labels would go to whole videos in silence if these were taken for the clips cut out of them."""
+    for item, seconds in uncut[:: max(len(uncut) // 5, 1)][:5]:
+        with contextlib.suppress(Unpackable):
+            length = probe(item.path, max_pixels).seconds or 0.0
+            if length > seconds + 5:
+                raise UserError(
+                    f"{item.source} has {length:.0f} s, its clip {seconds:.0f} s: give --whole-videos to have clips"
+                    " cut out of the videos whose names bear no time, or --no-whole-videos to pack all of each"
+                )
