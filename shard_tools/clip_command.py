@@ -18,7 +18,8 @@ _DEMUXERS = "mov,matroska,avi,flv,ogg,asf,mpeg,mpegts,mpegvideo,h264,hevc,gif"
 
 @dataclass(frozen=True)
 class VideoSettings:
-    """How clips are encoded. `short_side` and `fps` of None keep the source's; `gop` is in frames."""
+    """How clips are encoded. `short_side` and `fps` of None keep the source's; `gop` is in frames; `copy` keeps the
+    source's stream as it is, and what else is said of it does not count."""
 
     short_side: int | None
     fps: Fraction | None
@@ -27,6 +28,7 @@ class VideoSettings:
     gop: int
     min_frames: int
     max_pixels: int
+    copy: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,11 @@ def clip_size(width: int, height: int, short_side: int | None) -> tuple[int, int
 
 def clip_command(jobs: Sequence[Job], settings: VideoSettings, outputs: Sequence[str]) -> list[str]:
     """The command for one process that makes all clips, each into the path of `outputs` at its place."""
-    command = [*_die_with_parent(), "ffmpeg", "-hide_banner", "-v", "error", "-nostdin", "-nostats", "-y"]
-    command += ["-filter_threads", "1", "-max_error_rate", str(MAX_ERROR_RATE)]
+    command = [*_ffmpeg(), "-filter_threads", "1", "-max_error_rate", str(MAX_ERROR_RATE)]
     for job in jobs:
         command += ["-ss", _seconds(job.seek)] if job.seek else []
-        command += ["-threads", "1", "-protocol_whitelist", "file", "-format_whitelist", _DEMUXERS]
-        command += ["-max_pixels:v", str(settings.max_pixels), "-i", f"file:{job.path}"]
+        command += ["-threads", "1", *_input(), "-max_pixels:v", str(settings.max_pixels)]
+        command += ["-i", f"file:{job.path}"]
     for number, (job, output) in enumerate(zip(jobs, outputs, strict=True)):
         # V: no cover pictures. One thread and bitexact: the same input gives the same bytes everywhere.
         command += ["-map", f"{number}:V:0", "-vf", ",".join(_filters(job, settings)), "-threads", "1"]
@@ -92,9 +93,26 @@ def clip_command(jobs: Sequence[Job], settings: VideoSettings, outputs: Sequence
             if job.span.key_frames:
                 command += ["-force_key_frames", ",".join(_seconds(n / job.fps) for n in job.span.key_frames)]
         command += ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
-        command += ["-map_metadata", "-1", "-map_chapters", "-1", "-fflags", "+bitexact", "-flags:v", "+bitexact"]
-        command += ["-movflags", "+faststart", "-f", "mp4", output]
+        command += ["-flags:v", "+bitexact", *_output(output)]
     return command
+
+
+def copy_command(path: str, output: str) -> list[str]:
+    """The command that puts the video stream of a file into an MP4 file, untouched."""
+    return [*_ffmpeg(), *_input(), "-i", f"file:{path}", "-map", "0:V:0", "-c:v", "copy", *_output(output)]
+
+
+def _ffmpeg() -> list[str]:
+    return [*_die_with_parent(), "ffmpeg", "-hide_banner", "-v", "error", "-nostdin", "-nostats", "-y"]
+
+
+def _input() -> list[str]:
+    return ["-protocol_whitelist", "file", "-format_whitelist", _DEMUXERS]
+
+
+def _output(output: str) -> list[str]:
+    plain = ["-map_metadata", "-1", "-map_chapters", "-1", "-fflags", "+bitexact"]
+    return [*plain, "-movflags", "+faststart", "-f", "mp4", output]
 
 
 def _filters(job: Job, settings: VideoSettings) -> list[str]:

@@ -23,8 +23,11 @@ exit: 0 packed, losses within --max-failures; 1 more lost than that; 2 bad argum
 """
 
 
-def make_parser(description: str, short_side: int, samples_per_shard: int) -> argparse.ArgumentParser:
-    """A parser with the common options; the arguments are the defaults that differ between datasets."""
+def make_parser(
+    description: str, short_side: int, samples_per_shard: int, can_copy: bool = True
+) -> argparse.ArgumentParser:
+    """A parser with the common options; the arguments are the defaults that differ between datasets. `can_copy`: whole
+    videos are packed, so that their streams may be kept."""
     parser = argparse.ArgumentParser(
         description=description, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -45,6 +48,12 @@ def make_parser(description: str, short_side: int, samples_per_shard: int) -> ar
     add("--min-frames", type=positive, default=8, metavar="N", help=shown)
     shown = "pictures of more pixels than this are a failure (default: %(default)s)"
     add("--max-pixels", type=positive, default=36_000_000, metavar="N", help=shown)
+    if can_copy:
+        shown = (
+            "keep each video's own stream, whatever its codec, size and rate; what the other options here say does not"
+            " count then, and clips decode as slowly as the originals"
+        )
+        add("--copy", action="store_true", help=shown)
     add = parser.add_argument_group("work").add_argument
     cores = len(os.sched_getaffinity(0))  # those that the job may use, not all of the machine
     add("--workers", type=positive, default=cores, metavar="N", help="processes (default: one a core, %(default)s)")
@@ -70,6 +79,7 @@ def pack_options(arguments: argparse.Namespace) -> PackOptions:
         gop=arguments.gop,
         min_frames=arguments.min_frames,
         max_pixels=arguments.max_pixels,
+        copy=getattr(arguments, "copy", False),
     )
     return PackOptions(
         video=video,
@@ -92,6 +102,7 @@ def settings(options: PackOptions) -> dict[str, Any]:
         "gop": video.gop,
         "min_frames": video.min_frames,
         "max_pixels": video.max_pixels,
+        "copy": video.copy,
         "samples_per_shard": options.samples_per_shard,
         "seed": options.seed,
     }

@@ -21,6 +21,7 @@ def options() -> argparse.ArgumentParser:
         "number of frames per second (that of the movie, rounded), so that each second begins with a frame.",
         short_side=0,
         samples_per_shard=100,
+        can_copy=False,
     )
     add_options(parser, "ava_train_v2.2.csv or the like")
     shown = f"second of the film at which each file begins, 0 for whole films (default: {MOVIE_START:g})"

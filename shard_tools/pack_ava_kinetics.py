@@ -16,6 +16,7 @@ def options() -> argparse.ArgumentParser:
         "file name of a clip, {id}_{start:06d}_{end:06d}, says where it was cut out; {id} alone is the whole video.",
         short_side=0,
         samples_per_shard=500,
+        can_copy=False,
     )
     add_options(parser, "kinetics_train_v1.0.csv or the like")
     return parser

@@ -2,6 +2,7 @@
 
 import argparse
 
+from data.errors import UserError
 from shard_tools.annotations import read_class_names, read_kinetics
 from shard_tools.cli import main
 from shard_tools.clip_plan import classification_plan
@@ -36,6 +37,8 @@ def options() -> argparse.ArgumentParser:
 
 def make_plan(arguments: argparse.Namespace) -> Plan:
     names = read_class_names(arguments.classes) if arguments.classes else None
+    if arguments.copy and arguments.whole_videos:
+        raise UserError("--copy keeps streams whole, --whole-videos cuts them: give one of the two")
     annotated = read_kinetics(arguments.annotations, arguments.split, names)
     return classification_plan("kinetics", arguments, annotated, arguments.whole_videos)
 

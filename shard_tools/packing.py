@@ -21,6 +21,7 @@ from shard_tools.failures import Failure, Unpackable
 from shard_tools.items import Item
 from shard_tools.part_store import PartStore, ShardRecord, atomic_file
 from shard_tools.source_video import Source, probe
+from shard_tools.stream_copy import copy_stream
 from shard_tools.transcode import Clip, transcode
 from shard_tools.workers import Lost, run_ordered
 
@@ -100,7 +101,8 @@ def pack_items(settings: VideoSettings, items: Sequence[Item]) -> list[Packed | 
             jobs[number] = Job(item.path, source, fps, item.span(source, fps))
         except Unpackable as error:
             results[number] = _failure(item, error)
-    clips = transcode(list(jobs.values()), settings)
+    todo = list(jobs.values())
+    clips = [copy_stream(job, settings) for job in todo] if settings.copy else transcode(todo, settings)
     for (number, job), clip in zip(jobs.items(), clips, strict=True):
         results[number] = _sample(items[number], job.source, clip)
     return [results[number] for number in range(len(items))]

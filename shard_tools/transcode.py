@@ -3,10 +3,12 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
+
+import numpy as np
 
 from data.errors import UserError
 from shard_tools.clip_command import Job, VideoSettings, clip_command
@@ -24,7 +26,11 @@ class LateStartError(ValueError):
 
 @dataclass(frozen=True)
 class Clip:
-    """An encoded clip that decodes whole, its frames counted; `key_frames` are numbers of the codec's key frames."""
+    """An encoded clip that decodes whole, its frames counted; `key_frames` are numbers of the codec's key frames.
+
+    `copied` marks a source's own stream. It may have no constant rate: `times` then says when each frame is shown, in
+    seconds after the first, and `fps` is the average.
+    """
 
     video: bytes
     frames: int
@@ -32,12 +38,15 @@ class Clip:
     width: int
     height: int
     key_frames: list[int]
+    copied: bool = False
+    times: list[float] | None = None
 
     def record(self) -> dict[str, Any]:
         """The `video` field of a sample's JSON."""
         rate = [self.fps.numerator, self.fps.denominator]
         size = {"width": self.width, "height": self.height}
-        return {"frames": self.frames, "fps": rate, **size, "keyframes": self.key_frames}
+        record = {"frames": self.frames, "fps": rate, **size, "keyframes": self.key_frames}
+        return record | ({"copied": True} if self.copied else {}) | ({"times": self.times} if self.times else {})
 
 
 def require_ffmpeg() -> str:
@@ -97,12 +106,17 @@ def _proven(job: Job, video: bytes, settings: VideoSettings) -> Clip | Unpackabl
         raise
     except ValueError as error:
         return Unpackable("unreadable", f"the transcoded clip does not decode: {one_line(str(error), job.path)}")
+    return checked_length(job, clip, settings.min_frames)
+
+
+def checked_length(job: Job, clip: Clip, min_frames: int) -> Clip | Unpackable:
+    """The clip, unless it is shorter than its source says, or too short."""
     source = job.source
     if job.span is None and source.seconds and clip.frames / clip.fps < source.seconds - source.slack:
         got, said = round(clip.frames / clip.fps * source.fps), round(source.seconds * source.fps)
         return Unpackable("truncated", f"decode error at frame {got} of {said}")
-    if clip.frames < settings.min_frames:
-        return Unpackable("too short", f"{clip.frames} frames, at least {settings.min_frames} are needed")
+    if clip.frames < min_frames:
+        return Unpackable("too short", f"{clip.frames} frames, at least {min_frames} are needed")
     return clip
 
 
@@ -113,6 +127,24 @@ def prove(video: bytes, fps: Fraction) -> Clip:
         LateStartError: its first frame is not at 0.
         ValueError: it does not decode to its end, or its frame rate is not `fps` throughout.
     """
+    times, width, height = decode_all(video)
+    odd = np.flatnonzero(np.abs(times * float(fps) - np.arange(len(times))) > 0.1)
+    if len(odd) and odd[0] == 0:
+        raise LateStartError(f"the first frame is at {times[0]:.3f} s")
+    if len(odd):
+        raise ValueError(f"frame {odd[0]} is shown at {times[odd[0]]:.3f} s, the frame rate is not {fps}")
+    return Clip(video, len(times), fps, width, height, key_frames(video, len(times)))
+
+
+def decode_all(video: bytes) -> tuple[np.ndarray, int, int]:
+    """Decodes every frame of a video.
+
+    Returns:
+        float64 [frames], when each is shown, in seconds; width and height in pixels.
+
+    Raises:
+        ValueError: it does not decode to its end.
+    """
     from torchcodec.decoders import VideoDecoder
 
     try:
@@ -120,30 +152,33 @@ def prove(video: bytes, fps: Fraction) -> Clip:
         frames, meta = len(decoder), decoder.metadata
         width, height = meta.width or 0, meta.height or 0
         step = max(_CHUNK_BYTES // max(3 * width * height, 1), 1)
-        for first in range(0, frames, step):
-            batch = decoder.get_frames_in_range(first, min(first + step, frames))
-            for number, seconds in enumerate(batch.pts_seconds.tolist(), first):
-                if abs(seconds * fps - number) > 0.1 and number == 0:
-                    raise LateStartError(f"the first frame is at {seconds:.3f} s")
-                if abs(seconds * fps - number) > 0.1:
-                    raise ValueError(f"frame {number} is shown at {seconds:.3f} s, the frame rate is not {fps}")
+        firsts = range(0, frames, step)
+        parts = [decoder.get_frames_in_range(first, min(first + step, frames)).pts_seconds for first in firsts]
     except (RuntimeError, IndexError, TypeError) as error:
         raise ValueError(str(error)) from error
-    return Clip(video, frames, fps, width, height, key_frames(video, frames))
+    return np.concatenate([np.empty(0), *(part.numpy() for part in parts)]), width, height
 
 
 def _run_ffmpeg(jobs: Sequence[Job], settings: VideoSettings) -> tuple[list[bytes], int, str]:
-    """Runs one process for all jobs.
+    """Runs one process for all jobs; returns as `run_into_memory`."""
+    return run_into_memory(lambda outputs: clip_command(jobs, settings, outputs), len(jobs))
+
+
+def run_into_memory(command: Callable[[list[str]], list[str]], count: int) -> tuple[list[bytes], int, str]:
+    """Runs FFmpeg.
+
+    Args:
+        command: makes the command line from the paths of `count` files to write.
 
     Returns:
-        the encoded videos (without a track where there was no frame), a status, and FFmpeg's first message. The status
-        is 0 for a run without any message, -1 for messages but success, 1 for failure.
+        what the files hold (no track where there was no frame), a status, and FFmpeg's first message. The status is 0
+        for a run without any message, -1 for messages but success, 1 for failure.
     """
     # The muxer seeks in its output, so no pipe; a file in memory leaves nothing behind, however the process ends.
-    files = [os.memfd_create("clip") for _ in jobs]
+    files = [os.memfd_create("clip") for _ in range(count)]
     try:
         done = subprocess.run(
-            clip_command(jobs, settings, [f"/proc/self/fd/{file}" for file in files]),
+            command([f"/proc/self/fd/{file}" for file in files]),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -152,11 +187,8 @@ def _run_ffmpeg(jobs: Sequence[Job], settings: VideoSettings) -> tuple[list[byte
         )
         messages = done.stderr.decode(errors="replace").splitlines()
         status = 1 if done.returncode else -1 if messages else 0
-        return (
-            [_read(file) for file in files],
-            status,
-            messages[0] if messages else f"ffmpeg exit {done.returncode}",
-        )
+        message = messages[0] if messages else f"ffmpeg exit {done.returncode}"
+        return [_read(file) for file in files], status, message
     finally:
         for file in files:
             os.close(file)
