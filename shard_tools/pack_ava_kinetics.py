@@ -1,11 +1,14 @@
 """Packs AVA-Kinetics into shards: the Kinetics clips of its annotation files, with boxes, labels and proposals."""
 
 import argparse
+from collections.abc import Collection
 
 from shard_tools.cli import main, require_videos
 from shard_tools.items import Plan
 from shard_tools.keyframe_options import add_options, read_keyframes
+from shard_tools.leaks import leaking_clips
 from shard_tools.options import make_parser
+from shard_tools.part_store import atomic_file
 from shard_tools.segments import plan_clip_segments
 from shard_tools.video_files import VideoFiles
 
@@ -19,6 +22,12 @@ def options() -> argparse.ArgumentParser:
         can_copy=False,
     )
     add_options(parser, "kinetics_train_v1.0.csv or the like")
+    parser.add_argument(
+        "--kinetics-train",
+        metavar="CSV",
+        help="for a validation or test split: the Kinetics training CSV, to list its clips of videos that are evaluated"
+        " here; they go to OUT/ava_kinetics-{split}.leaks.txt, for pack_kinetics.py --exclude-ids",
+    )
     return parser
 
 
@@ -27,8 +36,24 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
     files = VideoFiles(arguments.videos)
     segments, lost = plan_clip_segments(videos, files, arguments.margin, arguments.window)
     require_videos(segments, lost, files)
+    if arguments.kinetics_train:
+        _report_leaks(arguments, videos)
     cut = {"margin": arguments.margin, "window": arguments.window}
     return Plan("ava_kinetics", arguments.split, "localisation", classes, list(segments), lost, dropped, cut)
+
+
+def _report_leaks(arguments: argparse.Namespace, videos: Collection[str]) -> None:
+    leaks = leaking_clips(videos, arguments.kinetics_train)
+    ids = sorted({clip.uncut[0] for clip in leaks if clip.uncut})
+    print(f"{arguments.kinetics_train}: {len(leaks)} clips are of {len(ids)} videos that are evaluated here", end="")
+    if arguments.dry_run or not ids:
+        print()
+        return
+    listed = arguments.out / f"ava_kinetics-{arguments.split}.leaks.txt"
+    print(f"; pack_kinetics.py --exclude-ids {listed} leaves them out")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    with atomic_file(listed) as file:
+        file.write("".join(f"{video}\n" for video in ids).encode())
 
 
 if __name__ == "__main__":

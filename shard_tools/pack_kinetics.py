@@ -7,6 +7,7 @@ from shard_tools.annotations import read_class_names, read_kinetics
 from shard_tools.cli import main
 from shard_tools.clip_plan import classification_plan
 from shard_tools.items import Plan
+from shard_tools.leaks import read_ids, without_ids
 from shard_tools.options import make_parser
 
 
@@ -27,6 +28,12 @@ def options() -> argparse.ArgumentParser:
         " files both hold all classes; give the same TXT for all splits where yours do not)",
     )
     parser.add_argument(
+        "--exclude-ids",
+        metavar="FILE",
+        help="videos to leave out, one id a line or as the first column of a CSV: for a training set, the validation"
+        " CSV of AVA-Kinetics where that is evaluated",
+    )
+    parser.add_argument(
         "--whole-videos",
         action=argparse.BooleanOptionalAction,
         help="files named {id} are whole videos: cut clips out of them, time_start to time_end (default: they are"
@@ -39,8 +46,11 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
     names = read_class_names(arguments.classes) if arguments.classes else None
     if arguments.copy and arguments.whole_videos:
         raise UserError("--copy keeps streams whole, --whole-videos cuts them: give one of the two")
-    annotated = read_kinetics(arguments.annotations, arguments.split, names)
-    return classification_plan("kinetics", arguments, annotated, arguments.whole_videos)
+    clips, classes, dropped = read_kinetics(arguments.annotations, arguments.split, names)
+    if arguments.exclude_ids:
+        clips, excluded = without_ids(clips, read_ids(arguments.exclude_ids))
+        dropped = {**dropped, **excluded}
+    return classification_plan("kinetics", arguments, (clips, classes, dropped), arguments.whole_videos)
 
 
 if __name__ == "__main__":
