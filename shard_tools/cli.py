@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from data.errors import UserError
 from data.shards import Manifest
+from shard_tools.accounts import class_lines
 from shard_tools.failures import Failure
 from shard_tools.items import Item, Plan
 from shard_tools.options import pack_options, settings
@@ -117,6 +118,8 @@ def _sum_up(manifest: Manifest | None, store: PartStore, max_failures: float) ->
     held = f"{manifest.examples} {unit}" + ("" if unit == "clips" else f" in {manifest.samples} segments")
     print(f"{store.prefix}: {held}, {len(manifest.shards)} shards, {hours:.2f} h of video, {size / 1e6:.1f} MB")
     print(f"left out: {_counts(manifest.settings.get('dropped', {}))}")
+    for line in class_lines(manifest):
+        print(line)
     lost = sum(manifest.failures.values())
     share = lost / (lost + manifest.examples)
     print(

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,10 +38,12 @@ def classification_plan(
     seen: set[tuple[str, int | None, float]] = set()
     repeated = 0
     uncut: list[tuple[Item, float]] = []
+    asked: Counter[int] = Counter()
     for clip in clips:
         found = files.find(clip.stems, clip.folders)
         if found is None:
             lost.append(Failure(clip.listed, "missing"))
+            asked.update(_ids(clip))
             continue
         name = None if clip.label is None else classes[clip.label].name
         fields = {"dataset": dataset, "label": clip.label, "class_name": name}
@@ -50,6 +53,7 @@ def classification_plan(
             repeated += 1
             continue
         seen.add(this)
+        asked.update(_ids(clip))
         place = (keys.make(clip.name), found, files.path(found))
         if bare and whole_videos:
             items.append(CutClip(*place, {**fields, "start": bare[1]}, *bare[1:]))
@@ -62,7 +66,11 @@ def classification_plan(
         _check_no_whole_videos(uncut, arguments.max_pixels)
     if repeated:
         dropped = {**dropped, "rows that repeat a clip and its label": repeated}
-    return Plan(dataset, arguments.split, "classification", classes, items, lost, dropped)
+    return Plan(dataset, arguments.split, "classification", classes, items, lost, dropped, asked=asked)
+
+
+def _ids(clip: LabelledClip) -> list[int]:
+    return [] if clip.label is None else [clip.label]
 
 
 def _check_no_whole_videos(uncut: Sequence[tuple[Item, float]], max_pixels: int) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from fractions import Fraction
 from hashlib import sha256
@@ -80,6 +81,7 @@ class Plan:
         lost: what is known to be lost before any work, such as missing videos.
         dropped: counts of what was left out on purpose or mended, by a phrase that says what.
         settings: everything else that the result depends on.
+        asked: how often the annotations name each class id, lost ones included.
     """
 
     dataset: str
@@ -90,6 +92,7 @@ class Plan:
     lost: list[Failure] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    asked: Counter[int] = field(default_factory=Counter)
 
     def digest(self) -> str:
         """Hex sha256 of all that the shards depend on, apart from the settings."""

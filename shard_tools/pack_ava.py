@@ -3,6 +3,7 @@
 import argparse
 
 from data.errors import UserError
+from shard_tools.accounts import count_keyframe_labels
 from shard_tools.cli import main, require_videos
 from shard_tools.failures import Unpackable
 from shard_tools.items import Plan
@@ -31,6 +32,7 @@ def options() -> argparse.ArgumentParser:
 
 def make_plan(arguments: argparse.Namespace) -> Plan:
     classes, videos, dropped = read_keyframes(arguments)
+    asked = count_keyframe_labels(videos)
     files = VideoFiles(arguments.videos)
     start = MOVIE_START if arguments.movie_start is None else arguments.movie_start
     segments, lost = plan_segments(videos, files, Cut(start, arguments.margin, arguments.window))
@@ -38,7 +40,7 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
     if arguments.movie_start is None:
         _check_no_whole_film(segments, arguments.max_pixels)
     cut = {"movie_start": start, "margin": arguments.margin, "window": arguments.window}
-    return Plan("ava", arguments.split, "localisation", classes, list(segments), lost, dropped, cut)
+    return Plan("ava", arguments.split, "localisation", classes, list(segments), lost, dropped, cut, asked)
 
 
 def _check_no_whole_film(segments: list[Segment], max_pixels: int) -> None:

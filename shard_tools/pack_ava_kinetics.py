@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Collection
 
+from shard_tools.accounts import count_keyframe_labels
 from shard_tools.cli import main, require_videos
 from shard_tools.items import Plan
 from shard_tools.keyframe_options import add_options, read_keyframes
@@ -33,13 +34,14 @@ def options() -> argparse.ArgumentParser:
 
 def make_plan(arguments: argparse.Namespace) -> Plan:
     classes, videos, dropped = read_keyframes(arguments)
+    asked = count_keyframe_labels(videos)
     files = VideoFiles(arguments.videos)
     segments, lost = plan_clip_segments(videos, files, arguments.margin, arguments.window)
     require_videos(segments, lost, files)
     if arguments.kinetics_train:
         _report_leaks(arguments, videos)
     cut = {"margin": arguments.margin, "window": arguments.window}
-    return Plan("ava_kinetics", arguments.split, "localisation", classes, list(segments), lost, dropped, cut)
+    return Plan("ava_kinetics", arguments.split, "localisation", classes, list(segments), lost, dropped, cut, asked)
 
 
 def _report_leaks(arguments: argparse.Namespace, videos: Collection[str]) -> None:

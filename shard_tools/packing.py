@@ -7,6 +7,7 @@ on several machines (`part`) take shards in turn, and whichever finds all of the
 import hashlib
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from io import BufferedRandom
 import numpy as np
 
 from data.shards import ShardInfo
+from shard_tools.accounts import count_labels
 from shard_tools.clip_command import Job, VideoSettings
 from shard_tools.failures import Failure, Unpackable
 from shard_tools.items import Item
@@ -51,6 +53,7 @@ class Packed:
     examples: int
     seconds: float
     failures: list[Failure]
+    labels: Counter[int]
 
 
 def share_out(items: Sequence[Item], samples_per_shard: int, seed: int) -> list[list[Item]]:
@@ -116,7 +119,7 @@ def _sample(item: Item, source: Source, clip: Clip | Unpackable) -> Packed | Fai
     except Unpackable as error:
         return _failure(item, error)
     text = json.dumps(sample, sort_keys=True).encode()
-    return Packed(item.key, text, clip.video, examples, float(clip.frames / clip.fps), failures)
+    return Packed(item.key, text, clip.video, examples, float(clip.frames / clip.fps), failures, count_labels(sample))
 
 
 def _failure(item: Item, error: Unpackable) -> Failure:
@@ -145,6 +148,7 @@ def _write_shard(
     failures: list[Failure] = []
     examples: dict[str, int] = {}
     seconds = 0.0
+    labels: Counter[int] = Counter()
     path = store.tar_path(shard)
     try:
         with atomic_file(path, store.parts) as file:
@@ -159,6 +163,7 @@ def _write_shard(
                     examples[result.key] = result.examples
                     failures += result.failures
                     seconds += result.seconds
+                    labels += result.labels
                     progress(1, sum(failure.examples for failure in result.failures))
             size = file.tell()
             rows = _index_rows(file, examples)
@@ -167,9 +172,9 @@ def _write_shard(
             if not examples:
                 raise _NothingLeftError
     except _NothingLeftError:
-        return ShardRecord(None, [], failures, 0.0)
+        return ShardRecord(None, [], failures, 0.0, {})
     info = ShardInfo(path.name, len(examples), len(rows), size, digest)
-    return ShardRecord(info, rows, failures, round(seconds, 3))
+    return ShardRecord(info, rows, failures, round(seconds, 3), dict(sorted(labels.items())))
 
 
 def _index_rows(file: BufferedRandom, examples: dict[str, int]) -> list[list[int]]:

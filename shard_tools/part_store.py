@@ -24,6 +24,7 @@ import numpy as np
 
 from data.errors import UserError
 from data.shards import INDEX_DTYPE, Manifest, ShardInfo
+from shard_tools.accounts import per_class
 from shard_tools.failures import Failure
 from shard_tools.items import Plan
 
@@ -31,12 +32,14 @@ from shard_tools.items import Plan
 @dataclass(frozen=True)
 class ShardRecord:
     """A finished shard. `info` is None where every item of it failed: then there is no tar. `rows` are the index rows
-    without the shard's number; `seconds` of video."""
+    without the shard's number; `seconds` of video; `labels`
+    counts class ids."""
 
     info: ShardInfo | None
     rows: list[list[int]]
     failures: list[Failure]
     seconds: float
+    labels: dict[int, int]
 
 
 class PartStore:
@@ -104,7 +107,9 @@ class PartStore:
     def read(self, shard: int) -> ShardRecord:
         raw = _read_object(self._record_path(shard))
         info = ShardInfo(**raw["info"]) if raw["info"] else None
-        return ShardRecord(info, raw["rows"], [Failure(**failure) for failure in raw["failures"]], raw["seconds"])
+        failures = [Failure(**failure) for failure in raw["failures"]]
+        labels = {int(number): count for number, count in raw["labels"].items()}  # JSON has no numbers as keys
+        return ShardRecord(info, raw["rows"], failures, raw["seconds"], labels)
 
     def write(self, shard: int, record: ShardRecord) -> None:
         with atomic_file(self._record_path(shard)) as file:
@@ -120,6 +125,9 @@ class PartStore:
             lost[failure.reason] += failure.examples
         with atomic_file(Path(f"{self.prefix}.failures.jsonl")) as file:
             file.writelines(f"{json.dumps(failure.to_json())}\n".encode() for failure in failures)
+        packed: Counter[int] = Counter()
+        for record in records:
+            packed.update(record.labels)
         if kept:
             rows = [(shard, *row) for shard, record in enumerate(kept) for row in record.rows]
             with atomic_file(Path(f"{self.prefix}.index.npy")) as file:
@@ -135,6 +143,7 @@ class PartStore:
                     "pack": self.settings,
                     "ffmpeg": ffmpeg,
                     "dropped": self.plan.dropped,
+                    "per_class": per_class(self.plan.classes, self.plan.asked, packed),
                     "hours": round(sum(record.seconds for record in kept) / 3600, 4),
                 },
             )
