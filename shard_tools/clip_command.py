@@ -19,7 +19,8 @@ _DEMUXERS = "mov,matroska,avi,flv,ogg,asf,mpeg,mpegts,mpegvideo,h264,hevc,gif"
 @dataclass(frozen=True)
 class VideoSettings:
     """How clips are encoded. `short_side` and `fps` of None keep the source's; `gop` is in frames; `copy` keeps the
-    source's stream as it is, and what else is said of it does not count."""
+    source's stream as it is, and what else is said of it does not count. Without `verify` an encoded clip is trusted to
+    decode after its first frame."""
 
     short_side: int | None
     fps: Fraction | None
@@ -29,6 +30,7 @@ class VideoSettings:
     min_frames: int
     max_pixels: int
     copy: bool = False
+    verify: bool = True
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,8 @@ def make_parser(
     add("--min-frames", type=positive, default=8, metavar="N", help=shown)
     shown = "pictures of more pixels than this are a failure (default: %(default)s)"
     add("--max-pixels", type=positive, default=36_000_000, metavar="N", help=shown)
+    shown = "do not decode each finished clip in full; a broken one then shows in training first"
+    add("--no-verify", action="store_true", help=shown)
     if can_copy:
         shown = (
             "keep each video's own stream, whatever its codec, size and rate; what the other options here say does not"
@@ -80,6 +82,7 @@ def pack_options(arguments: argparse.Namespace) -> PackOptions:
         min_frames=arguments.min_frames,
         max_pixels=arguments.max_pixels,
         copy=getattr(arguments, "copy", False),
+        verify=not arguments.no_verify,
     )
     return PackOptions(
         video=video,
@@ -103,6 +106,7 @@ def settings(options: PackOptions) -> dict[str, Any]:
         "min_frames": video.min_frames,
         "max_pixels": video.max_pixels,
         "copy": video.copy,
+        "verify": video.verify,
         "samples_per_shard": options.samples_per_shard,
         "seed": options.seed,
     }

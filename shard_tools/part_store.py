@@ -79,7 +79,11 @@ class PartStore:
                 file.write(json.dumps(self.settings, indent=1).encode())
 
     def _check_settings(self, before: dict[str, Any], remedy: str) -> None:
-        names = {"items": "the number of items", "digest": "the annotations, or which videos were found"}
+        names = {
+            "items": "the number of items",
+            "verify": "--no-verify",
+            "digest": "the annotations, or which videos were found",
+        }
         # The digest differs whenever the number of items does: name what a user can see first.
         for name in [*(name for name in self.settings if name != "digest"), "digest"]:
             if before.get(name) != self.settings[name]:

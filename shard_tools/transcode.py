@@ -101,7 +101,7 @@ def _proven(job: Job, video: bytes, settings: VideoSettings) -> Clip | Unpackabl
             raise LateStartError("no frame could be decoded")
         return Unpackable("unreadable", "no frame could be decoded")
     try:
-        clip = prove(video, job.fps)
+        clip = prove(video, job.fps, settings.verify)
     except LateStartError:
         raise
     except ValueError as error:
@@ -120,14 +120,14 @@ def checked_length(job: Job, clip: Clip, min_frames: int) -> Clip | Unpackable:
     return clip
 
 
-def prove(video: bytes, fps: Fraction) -> Clip:
-    """Decodes every frame of an encoded clip.
+def prove(video: bytes, fps: Fraction, every_frame: bool = True) -> Clip:
+    """Decodes every frame of an encoded clip, or the first and takes the others' times from the file.
 
     Raises:
         LateStartError: its first frame is not at 0.
         ValueError: it does not decode to its end, or its frame rate is not `fps` throughout.
     """
-    times, width, height = decode_all(video)
+    times, width, height = decode_all(video, every_frame)
     odd = np.flatnonzero(np.abs(times * float(fps) - np.arange(len(times))) > 0.1)
     if len(odd) and odd[0] == 0:
         raise LateStartError(f"the first frame is at {times[0]:.3f} s")
@@ -136,8 +136,8 @@ def prove(video: bytes, fps: Fraction) -> Clip:
     return Clip(video, len(times), fps, width, height, key_frames(video, len(times)))
 
 
-def decode_all(video: bytes) -> tuple[np.ndarray, int, int]:
-    """Decodes every frame of a video.
+def decode_all(video: bytes, every_frame: bool = True) -> tuple[np.ndarray, int, int]:
+    """Decodes every frame of a video, or the first one alone.
 
     Returns:
         float64 [frames], when each is shown, in seconds; width and height in pixels.
@@ -151,6 +151,9 @@ def decode_all(video: bytes) -> tuple[np.ndarray, int, int]:
         decoder = VideoDecoder(video, seek_mode="exact", num_ffmpeg_threads=1)
         frames, meta = len(decoder), decoder.metadata
         width, height = meta.width or 0, meta.height or 0
+        if not every_frame:
+            first = decoder.get_frame_at(0).pts_seconds if frames else 0.0
+            return first + np.arange(frames) / float(meta.average_fps or 1), width, height
         step = max(_CHUNK_BYTES // max(3 * width * height, 1), 1)
         firsts = range(0, frames, step)
         parts = [decoder.get_frames_in_range(first, min(first + step, frames)).pts_seconds for first in firsts]

@@ -1,6 +1,7 @@
 """Transcoding: what every packed clip is like, whatever the source was."""
 
 import subprocess
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -196,6 +197,15 @@ def test_proof_fails_for_a_clip_that_is_cut_or_of_another_rate(tmp_path):
         prove(clip.video, Fraction(25))
     with pytest.raises(ValueError, match=r"."):
         prove(clip.video[: len(clip.video) * 2 // 3], clip.fps)
+
+
+def test_without_verification_the_record_is_the_same(tmp_path):
+    source = video(tmp_path / "x.mkv", "testsrc2=s=320x240:r=30", 2.2)
+    (trusted,) = transcode([job(source)], replace(SETTINGS, verify=False))
+    assert trusted == made(source)
+    assert prove(trusted.video, Fraction(30), every_frame=False) == trusted
+    with pytest.raises(ValueError, match="the frame rate is not 25"):
+        prove(trusted.video, Fraction(25), every_frame=False)
 
 
 def test_a_missing_ffmpeg_is_said(monkeypatch):
