@@ -1,6 +1,7 @@
 """Verifies the shard sets of a folder: checksums, counts, index, every sample, and on request every frame."""
 
 import argparse
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from data.errors import UserError
 from data.shards import ShardSet
+from shard_tools.options import positive
 from shard_tools.shard_check import ShardTask, check_set, check_shards, repeated
 from shard_tools.workers import Lost, run_ordered
 
@@ -25,9 +27,17 @@ def main() -> int:
     parser.add_argument("--decode", action="store_true", help="decode every video in full and compare it with its JSON")
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--workers", type=int, default=cores, help="processes (default: one a core, %(default)s)")
+    shown = "also draw a page of random examples with their labels and boxes"
+    parser.add_argument("--contact-sheet", metavar="PNG", type=Path, help=shown)
+    shown = "examples on the page (default: %(default)s)"
+    parser.add_argument("--examples", type=positive, default=24, metavar="N", help=shown)
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of examples (default: %(default)s)")
     arguments = parser.parse_args()
     try:
-        return verify(arguments.shards, arguments.decode, max(arguments.workers, 1))
+        code = verify(arguments.shards, arguments.decode, max(arguments.workers, 1))
+        if arguments.contact_sheet:
+            look(arguments.shards, arguments.contact_sheet, arguments.examples, arguments.seed)
+        return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -36,9 +46,36 @@ def main() -> int:
         return 130
 
 
+def look(folder: Path, out: Path, examples: int, seed: int) -> None:
+    """Draws the contact sheet of the sets in `folder`."""
+    # Here and not above: it imports torch, which takes seconds.
+    from shard_tools.contact_sheet import draw_sheet
+
+    sets = []
+    for prefix in set_prefixes(folder):
+        with contextlib.suppress(UserError):  # which `verify` has told
+            shards = ShardSet(prefix)
+            if len(shards.index):
+                sets.append(shards)
+    if not sets:
+        raise UserError(f"{folder}: no example to draw")
+    try:
+        drawn, faults = draw_sheet(sets, out, examples, seed)
+    except OSError as error:
+        raise UserError(f"--contact-sheet {out} cannot be written: {error.strerror}") from error
+    for fault in faults:
+        print(fault)
+    print(f"{out}: {drawn} examples drawn")
+
+
+def set_prefixes(folder: Path) -> list[str]:
+    """FOLDER/{dataset}-{split} of the sets in a folder."""
+    return sorted(str(path).removesuffix(".manifest.json") for path in folder.glob("*.manifest.json"))
+
+
 def verify(folder: Path, decode: bool, workers: int) -> int:
     """Prints what is wrong with the sets in `folder`. Returns the exit code."""
-    prefixes = sorted(str(path).removesuffix(".manifest.json") for path in folder.glob("*.manifest.json"))
+    prefixes = set_prefixes(folder)
     if not prefixes:
         raise UserError(f"{folder}: no shard set there (no *.manifest.json)")
     if decode:

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
+from PIL import Image
 
 from data.errors import UserError
 from data.shards import Manifest
-from shard_tools.verify import verify
+from shard_tools.contact_sheet import HEIGHT
+from shard_tools.verify import look, verify
 from tests.shard_tools.raw import PICTURES, World, video
 from tests.tiny_shards import write_set
 
@@ -144,3 +146,24 @@ def test_a_damaged_manifest_is_a_fault_and_no_manifest_an_error(shards, capsys, 
     assert "ava-train.manifest.json: not a shard manifest" in faults(shards, capsys)
     with pytest.raises(UserError, match="no shard set there"):
         verify(tmp_path / "none", False, 1)
+
+
+def test_the_contact_sheet_shows_the_boxes_where_they_are(world, tmp_path, capsys):
+    video(world.videos / "m.mp4", "color=c=green:s=128x96:r=15", 6.0, "-pix_fmt", "yuv420p")
+    assert world.ava(["m,0902,0.25,0.25,0.75,0.75,12,1"]) == 0
+    page = tmp_path / "page.png"
+    look(world.out, page, examples=1, seed=0)
+    assert "1 examples drawn" in capsys.readouterr().out
+    picture = np.asarray(Image.open(page), dtype=int)
+    orange = np.argwhere(np.abs(picture[:HEIGHT] - (255, 176, 0)).sum(axis=2) < 30)
+    assert np.abs([orange.min(axis=0), orange.max(axis=0)] - np.array([[60, 80], [180, 240]])).max() <= 2
+    assert (picture[HEIGHT:] > 200).any()
+
+
+def test_a_sample_that_cannot_be_drawn_is_named(shards, tmp_path, capsys):
+    for tar in shards.glob("kinetics-train-*.tar"):
+        tar.write_bytes(bytes(tar.stat().st_size))
+    look(shards, tmp_path / "page.png", examples=4, seed=0)
+    assert "kinetics-train: example 0 cannot be drawn" in capsys.readouterr().out
+    with pytest.raises(UserError, match="cannot be written: No such file"):
+        look(shards, tmp_path / "none" / "page.png", examples=4, seed=0)

@@ -1,0 +1,1 @@
+"""Measurements that anyone can run: each prints a table against what a user would pick instead."""
