@@ -3,6 +3,7 @@
 import argparse
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from types import FrameType
@@ -83,11 +84,13 @@ def _pack(store: PartStore, plan: Plan, shards: list[list[Item]], options: PackO
     quiet = not sys.stderr.isatty()
     with tqdm(total=total, unit=unit, desc=store.name, mininterval=30 if quiet else 0.2, smoothing=0.05) as bar:
         lost = sum(failure.examples for failure in plan.lost)
+        packed, begin = 0, time.monotonic()
 
-        def progress(done: int, lost_now: int) -> None:
-            nonlocal lost
-            lost += lost_now
-            bar.set_postfix_str(f"lost {lost}", refresh=False)
+        def progress(done: int, lost_now: int, size: int) -> None:
+            nonlocal lost, packed
+            lost, packed = lost + lost_now, packed + size
+            speed = packed / 1e6 / max(time.monotonic() - begin, 1e-3)
+            bar.set_postfix_str(f"{speed:.1f} MB/s, lost {lost}", refresh=False)
             bar.update(done)
 
         return pack(store, shards, options, progress)

@@ -27,6 +27,7 @@ from shard_tools.stream_copy import copy_stream
 from shard_tools.transcode import Clip, transcode
 from shard_tools.workers import Lost, run_ordered
 
+Progress = Callable[[int, int, int], None]
 BATCH = 4  # items that share one FFmpeg process
 
 
@@ -70,19 +71,20 @@ def pack(
     store: PartStore,
     shards: Sequence[Sequence[Item]],
     options: PackOptions,
-    progress: Callable[[int, int], None] = lambda done, lost: None,
+    progress: Progress = lambda done, lost, size: None,
 ) -> int:
     """Packs the shards of this part that are not done yet.
 
     Args:
-        progress: called with how many items are done, and how many examples are lost, since the last call.
+        progress: called with how many items are done, how many examples are lost, and how many bytes of video are
+            packed since the last call.
 
     Returns:
         number of shards that other parts have still to pack.
     """
     mine = range(options.part[0], len(shards), options.part[1])
     todo = [shard for shard in mine if not store.is_done(shard)]
-    progress(sum(len(shards[shard]) for shard in mine) - sum(len(shards[shard]) for shard in todo), 0)
+    progress(sum(len(shards[shard]) for shard in mine) - sum(len(shards[shard]) for shard in todo), 0, 0)
     items = [item for shard in todo for item in shards[shard]]
     work = partial(pack_items, options.video)
     # Closed at once when anything goes wrong, so that no worker outlives the run.
@@ -138,9 +140,7 @@ class _NothingLeftError(Exception):
     """Every item of a shard failed: its file must not appear."""
 
 
-def _write_shard(
-    store: PartStore, shard: int, results: Iterable[Packed | Failure], progress: Callable[[int, int], None]
-) -> ShardRecord:
+def _write_shard(store: PartStore, shard: int, results: Iterable[Packed | Failure], progress: Progress) -> ShardRecord:
     """Writes one tar, unless every item failed."""
     # Here and not above: it imports torch, which takes seconds.
     from webdataset import TarWriter
@@ -157,14 +157,14 @@ def _write_shard(
                 for result in results:
                     if isinstance(result, Failure):
                         failures.append(result)
-                        progress(1, result.examples)
+                        progress(1, result.examples, 0)
                         continue
                     writer.write({"__key__": result.key, "json": result.json, "mp4": result.video})
                     examples[result.key] = result.examples
                     failures += result.failures
                     seconds += result.seconds
                     labels += result.labels
-                    progress(1, sum(failure.examples for failure in result.failures))
+                    progress(1, sum(failure.examples for failure in result.failures), len(result.video))
             size = file.tell()
             rows = _index_rows(file, examples)
             file.seek(0)
