@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import datetime
+import errno
 import os
 import signal
 import sys
@@ -58,12 +59,19 @@ class Rank:
             dist.barrier(group=self.control)
 
     def together(self, work: Callable[[], T]) -> T:
-        """Does `work` on every rank; where it fails on one, all raise ToldError with the reasons, each told once."""
+        """Does `work` on every rank; where it fails on one, all raise ToldError with the reasons, each told once.
+
+        What fails it is a UserError, or a file that cannot be read or written.
+        """
         result, problem = None, None
         try:
             result = work()
         except UserError as error:
             problem = str(error)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            problem = file_problem(error)
         problems = {index: text for index, text in enumerate(self.gather(problem)) if text is not None}
         if problems:
             texts = sorted(set(problems.values()))
@@ -124,6 +132,11 @@ def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
         return parser.parse_intermixed_args()
 
 
+def file_problem(error: OSError) -> str:
+    """What went wrong with which file, on one line."""
+    return ": ".join(str(part) for part in (error.filename, error.strerror or type(error).__name__) if part)
+
+
 def command(main: Callable[[], None]) -> NoReturn:
     """Runs an entry point and ends the process: 0; 1 and a message for a user's mistake; 130 for Ctrl-C."""
     index = int(os.environ.get("RANK", "0"))
@@ -138,6 +151,11 @@ def command(main: Callable[[], None]) -> NoReturn:
             print(f"error: {prefix}{error}", file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         code = 130
+    except OSError as error:
+        if error.filename is None and error.errno != errno.ENOSPC:
+            traceback.print_exc()
+        else:
+            print(f"error: rank {index}: {file_problem(error)}", file=sys.stderr, flush=True)
     except RuntimeError as error:
         reason = worker_death(error)
         if reason is not None:

@@ -13,9 +13,17 @@ from train.launch import Rank, command, init_distributed, parse_args
 from train.loop import StepPlan, train
 from train.model import build_model, model_config
 from train.optim import build_optimizer
-from train.recipe import dump_recipe, load_recipe
+from train.recipe import Recipe, dump_recipe, load_recipe
 from train.run_log import RunLog, describe
 from train.tasks import mixture, open_tasks
+
+
+def open_log(recipe: Recipe, rank: Rank, start: int) -> RunLog:
+    """Begins the log in the run's folder, and leaves the recipe there."""
+    log = RunLog(recipe.out, rank, recipe.steps, recipe.log_every, start)
+    if rank.first:
+        (Path(recipe.out) / "recipe.yaml").write_text(dump_recipe(recipe))
+    return log
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,9 +68,7 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
     engine = rank.together(lambda: build_engine(model, optimizer, recipe, rank, args.ds))
     start = rank.together(lambda: checkpoints.resume(engine, recipe))
 
-    log = RunLog(recipe.out, rank, recipe.steps, recipe.log_every, start)
-    if rank.first:
-        (Path(recipe.out) / "recipe.yaml").write_text(dump_recipe(recipe))
+    log = rank.together(lambda: open_log(recipe, rank, start))
     log.say(describe(recipe, tasks, rank, args.ds, start))
     loader = train_loader(mixture(tasks, recipe), plan.batches(start, rank.index), recipe.workers)
 

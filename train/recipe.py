@@ -183,7 +183,7 @@ def parse_recipe(text: str, where: str, overrides: list[str] | None = None) -> R
     try:
         loaded = OmegaConf.create(text)
     except Exception as error:  # the YAML reader's errors share no narrower base class
-        raise UserError(f"{where} is not YAML: {error}") from error
+        raise UserError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, DictConfig):
         raise UserError(f"{where}: must be a mapping of keys to values")
     _check_keys(OmegaConf.to_container(loaded), Recipe, where, "")
@@ -204,8 +204,16 @@ def parse_recipe(text: str, where: str, overrides: list[str] | None = None) -> R
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The whole recipe, defaults and overrides included, as YAML."""
-    return OmegaConf.to_yaml(OmegaConf.structured(recipe))
+    """The whole recipe, defaults and overrides included, as YAML. Shards under `data_root` stay so, for the day when
+    they move and `data_root=FOLDER` says where to."""
+    dumped = OmegaConf.structured(recipe)
+    root = f"{recipe.data_root}/"
+    for name, task in recipe.tasks.items():
+        for key in ("shards", "val_shards"):
+            prefix = getattr(task, key)
+            if prefix is not None and recipe.data_root and prefix.startswith(root):
+                dumped.tasks[name][key] = "${data_root}/" + prefix.removeprefix(root)
+    return OmegaConf.to_yaml(dumped)
 
 
 def recipe_differences(old: Recipe, new: Recipe) -> list[str]:

@@ -41,6 +41,14 @@ def test_a_recipe_survives_its_own_text():
     assert recipe_differences(recipe, again) == [f"tasks.ava.batch: {recipe.tasks['ava'].batch} -> 99"]
 
 
+def test_shards_that_have_moved_are_found_by_data_root_in_a_kept_recipe():
+    kept = dump_recipe(load_recipe(None, ["data_root=/old", "tasks.ssv2.shards=/else/ssv2-train"]))
+    moved = parse_recipe(kept, "kept", ["data_root=/new/place"])
+    assert moved.tasks["ava"].val_shards == "/new/place/ava-val"
+    assert moved.tasks["ssv2"].shards == "/else/ssv2-train"
+    assert parse_recipe(kept, "kept").tasks["ava"].shards == "/old/ava-train"
+
+
 def test_a_relative_path_is_looked_for_in_the_project_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load_recipe("train/recipes/toy.yaml").name == "toy"
