@@ -125,6 +125,7 @@ class Painter:
         self.line = ascent + descent
         self.stroke = max(2, short // 240)
         self.before: dict[int, int] = {}
+        self.colors: dict[int, int] = {}
         self.hidden = 0
         """Most persons of one frame whose label found no room."""
 
@@ -145,16 +146,17 @@ class Painter:
             image = image.resize((self.width, self.height), Image.Resampling.BICUBIC)
         canvas = ImageDraw.Draw(image)
         boxes = [self._pixels(person.box) for person in persons]
+        self._choose_colors([person.track for person in persons])
         for person, box in zip(persons, boxes, strict=True):
             canvas.rectangle(
-                (box.left, box.top, box.right - 1, box.bottom - 1), outline=_color(person.track), width=self.stroke
+                (box.left, box.top, box.right - 1, box.bottom - 1), outline=self._color(person), width=self.stroke
             )
         told = [(person, box) for person, box in zip(persons, boxes, strict=True) if person.labels]
         # Of those that compete for room the surest goes first.
         told.sort(key=lambda item: (-item[0].labels[0][1], item[0].track))
         for person, box, rect, lines in self._arrange(told, canvas):
-            self._connect(canvas, box, rect, _color(person.track))
-            self._write(canvas, rect, lines, _color(person.track))
+            self._connect(canvas, box, rect, self._color(person))
+            self._write(canvas, rect, lines, self._color(person))
         if caption:
             lines = [self._shorten(canvas, text, ending, self.width) for text, ending in caption]
             lines = lines[: max(1, self.height // self.line)]
@@ -186,6 +188,17 @@ class Painter:
             for (person, box), spot, lines in zip(told, placed, texts, strict=True)
             if spot is not None
         ]
+
+    def _choose_colors(self, tracks: Sequence[int]) -> None:
+        """A person keeps its colour while it is in sight; a new one gets that which the fewest others have."""
+        self.colors = {track: self.colors[track] for track in tracks if track in self.colors}
+        for track in tracks:
+            if track not in self.colors:
+                used = list(self.colors.values())
+                self.colors[track] = min(range(len(COLORS)), key=lambda n: (used.count(n), (n - track) % len(COLORS)))
+
+    def _color(self, person: Person) -> tuple[int, int, int]:
+        return COLORS[self.colors[person.track]]
 
     def _pixels(self, box: np.ndarray) -> Rect:
         x1, y1, x2, y2 = np.clip(box, 0, 1) * (self.width, self.height, self.width, self.height)
@@ -227,7 +240,3 @@ class Painter:
 def tidy(name: str) -> str:
     """A class name without AVA's examples in brackets, which take the room of the rest."""
     return re.sub(r"\s*\(e\.g\.[^)]*\)", "", name)
-
-
-def _color(track: int) -> tuple[int, int, int]:
-    return COLORS[track % len(COLORS)]

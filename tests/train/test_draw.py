@@ -171,3 +171,16 @@ def test_each_box_is_linked_to_at_most_one_other_and_the_best_first():
     boxes, others = np.array([LEFT, MOVED]), np.array([MOVED, RIGHT])
     assert link(boxes, others) == [(1, 0)]
     assert link(np.zeros((0, 4)), others) == []
+
+
+def test_persons_in_one_frame_have_colors_of_their_own_and_keep_them():
+    painter = Painter(480, 480)
+    boxes = [np.array([x, 0.5, x + 0.2, 0.9]) for x in (0.05, 0.3, 0.55)]
+    count = len(COLORS)
+    painter.paint(np.zeros((480, 480, 3), np.uint8), [Person(0, boxes[0], []), Person(count, boxes[1], [])])
+    first = dict(painter.colors)
+    assert len(set(first.values())) == 2
+    painter.paint(
+        np.zeros((480, 480, 3), np.uint8), [Person(n, b, []) for n, b in zip((2 * count, count), boxes, strict=False)]
+    )
+    assert painter.colors[count] == first[count] and len(set(painter.colors.values())) == 2
