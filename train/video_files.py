@@ -1,5 +1,6 @@
 """Reads a video of any kind by time, and writes one frame by frame: rotated, of varying rate, of odd size."""
 
+import math
 import shutil
 import subprocess
 import tempfile
@@ -21,6 +22,9 @@ CONTAINERS = (".mp4", ".mov", ".mkv")
 
 MAX_RATE = 60
 """Frames per second that a video of varying rate is written with at most."""
+
+_SEEK_TOLERANCE = 1.0
+"""Seconds by which the first frame may come after the stream's stated beginning: less than a wrong seek is off."""
 
 _EPSILON = 1e-4  # seconds: far below a frame, far above the rounding of timestamps
 
@@ -63,10 +67,20 @@ class VideoReader:
         except (RuntimeError, ValueError, IndexError) as error:
             raise UserError(f"{path} cannot be decoded: {decoder_reason(error)}") from error
         self.height, self.width = first.data.shape[-2:]
-        # Streams rarely begin at 0 sharp, and the sound begins with the file; only a late one is taken as cut out.
-        self.origin = first.pts_seconds if first.pts_seconds > 0.5 else 0.0
-        self.seconds = max(float(last or 0.0), first.pts_seconds + first.duration_seconds) - self.origin
-        self.fps = self.count / self.seconds
+        stated = self.decoder.metadata.begin_stream_seconds
+        if stated is not None and first.pts_seconds > stated + _SEEK_TOLERANCE:
+            raise UserError(
+                f"{path}: asked for the frame for second 0.0, the decoder gives that of second"
+                f" {first.pts_seconds - stated:.1f}: frames of this file cannot be found by time. Put it into another"
+                f" container first: ffmpeg -i {path.name} -c copy {path.stem}.mkv"
+            )
+        # Time counts from the beginning of the file, which may be that of the sound. Streams rarely begin at 0 sharp;
+        # only a file that begins late is taken as cut out of a longer one.
+        begin = min(first.pts_seconds, _sound_begins(path))
+        self.origin = begin if begin > 0.5 else 0.0
+        end = max(float(last or 0.0), first.pts_seconds + first.duration_seconds)
+        self.seconds = end - self.origin
+        self.fps = self.count / (end - first.pts_seconds)
         self._begin, self._shortest = first.pts_seconds, first.duration_seconds
         self._starts: np.ndarray | None = None  # float64 [count], seconds
         self.damage: str | None = None
@@ -132,6 +146,17 @@ class VideoReader:
         except (RuntimeError, ValueError, IndexError) as error:
             self.damage = f"{self.path}: frame {number + 1} of {self.count} cannot be decoded: {decoder_reason(error)}"
             return None
+
+
+def _sound_begins(path: Path) -> float:
+    """Second of the file's own time at which its sound begins; infinity where it has none."""
+    from torchcodec.decoders import AudioDecoder
+
+    try:
+        begin = AudioDecoder(str(path)).metadata.begin_stream_seconds_from_header
+    except (RuntimeError, ValueError):
+        return math.inf
+    return math.inf if begin is None else float(begin)
 
 
 class VideoWriter:

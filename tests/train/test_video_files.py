@@ -1,6 +1,7 @@
 """Videos are read by time, upright and at a steady pace, and written whole or not at all."""
 
 import struct
+import subprocess
 from fractions import Fraction
 
 import numpy as np
@@ -35,6 +36,37 @@ def test_rotation_is_applied(tmp_path):
     assert (reader.width, reader.height) == (96, 128)
     first, original = next(reader.steady())[1], next(VideoReader(upright).steady())[1]
     assert torch.equal(first, original.rot90(-1, dims=(1, 2)))  # clockwise
+
+
+def test_time_counts_from_the_beginning_of_the_file_also_where_sound_comes_first(tmp_path):
+    """As FFmpeg and players count it, and so the packing of keyframes."""
+    plain = make_video(tmp_path / "plain.mp4")
+    late, cut = tmp_path / "late.mp4", tmp_path / "cut.mp4"
+    sound = ["-f", "lavfi", "-t", "4", "-i", "sine"]
+    for path, inputs in (
+        (late, ["-itsoffset", "0.8", "-i", plain, *sound]),
+        (cut, ["-itsoffset", "30", "-i", plain]),
+    ):
+        subprocess.run(["ffmpeg", "-v", "error", *inputs, "-c:v", "copy", "-copyts", path], check=True)
+    assert VideoReader(late).seconds == pytest.approx(VideoReader(plain).seconds + 0.8, abs=0.05)
+    assert VideoReader(cut).seconds == pytest.approx(VideoReader(plain).seconds, abs=0.05)
+    first, second, later = VideoReader(plain).frames_at(np.array([0.0, 1.0, 1.8]))
+    for got, expected in zip(
+        VideoReader(late).frames_at(np.array([0.0, 1.8, 2.6])), (first, second, later), strict=True
+    ):
+        assert torch.equal(got, expected)
+    for got, expected in zip(
+        VideoReader(cut).frames_at(np.array([0.0, 1.0, 1.8])), (first, second, later), strict=True
+    ):
+        assert torch.equal(got, expected)
+    steady = list(VideoReader(late).steady())
+    assert torch.equal(steady[0][1], first) and torch.equal(steady[27][1], second)  # 27 / 15 = 1.8 s
+
+
+def test_a_file_whose_frames_cannot_be_found_by_time_is_an_error(tmp_path):
+    # The decoder's seeks end seconds late in MPEG transport streams.
+    with pytest.raises(UserError, match=r"the frame for second 0\.0,.*ffmpeg -i"):
+        VideoReader(make_video(tmp_path / "v.ts", "-g", "50", frames=300))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a video"])
