@@ -1,5 +1,6 @@
 """A trained head on clips of any video: frames taken by time, as the evaluation's view would take them."""
 
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -53,15 +54,26 @@ class Head:
     def clip(self, video: VideoReader, time: float) -> Tensor:
         """The evaluation's view around `time`: uint8 [3, T, S, S].
 
-        Frames are taken at the moments at which a video of the training's frame rate would have them.
+        Frames are taken at the moments at which a video of the training's frame rate would have them. A dense clip to
+        classify is moved into the video where it would reach over an end, as in training, and begins with it where the
+        video is too short; around a keyframe the border frames are repeated.
         """
         view, fps = self.view, self.fps or video.fps
         if self.kind == "classification" and view.sampling == "segments":
             times = (np.arange(view.num_frames) + 0.5) * video.seconds / view.num_frames
         else:
-            # The offsets, in frames, of a keyframe that is far from both ends.
-            far = view.num_frames * view.stride
-            times = time + (sampling.around_keyframe(2 * far + 1, far, view.num_frames, view.stride) - far) / fps
+            if self.kind == "localisation":
+                # The offsets, in frames, of a keyframe that is far from both ends.
+                far = view.num_frames * view.stride
+                frames = sampling.around_keyframe(2 * far + 1, far, view.num_frames, view.stride) - far
+                times = time + frames / fps
+            else:
+                frames = view.stride * np.arange(view.num_frames)
+                seconds = (frames[-1] + 1) / fps
+                start = max(min(time - seconds / 2, video.seconds - seconds), 0.0)
+                times = (math.floor(start * fps + 1e-6) + frames) / fps
+            # The frame shown half a frame later is the one nearest in time, which packing takes.
+            times = times + 0.5 / video.fps
         cut = augment.whole_frame if self.kind == "localisation" else augment.centre_square
         crop = cut(video.height, video.width)
         frames = [crop.apply(frame[None], view.image_size) for frame in video.frames_at(times)]

@@ -14,7 +14,7 @@ from data.augment import whole_frame
 from data.dataset import TaskData, load_example
 from data.decode import decode
 from data.errors import UserError
-from data.sampling import around_keyframe
+from data.sampling import around_keyframe, dense
 from models import create_model, save_model
 from tests.tiny_shards import make_classification_set, make_video, render
 from train.clip_scores import clips, grid, load_head
@@ -84,6 +84,38 @@ def test_a_clip_is_the_one_that_evaluation_would_cut(model, tmp_path):
     for example in (0, 1):
         (tmp_path / "clip.mp4").write_bytes(shards.read_video(example))
         assert torch.equal(head.clip(VideoReader(tmp_path / "clip.mp4"), 0.0), load_example(data, example).clip)
+
+
+def test_a_dense_clip_of_the_middle_is_the_one_that_evaluation_would_cut(model, tmp_path):
+    head = load_head(str(model), "clips", None, CPU)
+    # Longer than a clip by an even and by an odd number of frames, and shorter than a clip.
+    for frames in (38, 41, 7, 3):
+        (tmp_path / "v.mp4").write_bytes(render("testsrc2=size=96x96", frames))
+        video = VideoReader(tmp_path / "v.mp4")
+        indices = dense(frames, num_frames=4, stride=3)
+        expected = whole_frame(96, 96).apply(decode((tmp_path / "v.mp4").read_bytes(), indices, frames), 32)
+        assert torch.equal(head.clip(video, video.seconds / 2), expected)
+
+
+def test_a_classified_clip_stays_inside_of_the_video(model, tmp_path):
+    """Training never shows a border frame several times where the video is long enough."""
+    (tmp_path / "v.mp4").write_bytes(render("testsrc2=size=96x96", 40))
+    head, video = load_head(str(model), "clips", None, CPU), VideoReader(tmp_path / "v.mp4")
+    content = (tmp_path / "v.mp4").read_bytes()
+    for time, first in ((0.0, 0), (video.seconds, 30)):
+        expected = whole_frame(96, 96).apply(decode(content, first + 3 * np.arange(4), 40), 32)
+        assert torch.equal(head.clip(video, time), expected)
+
+
+def test_a_clip_takes_the_frames_nearest_in_time_as_packing_does(model, tmp_path):
+    # AVA's usual case: a film at 24000/1001, packed at 24. At second 2, frame 48 is 2 ms late and frame 47 40 ms early.
+    video = make_video(tmp_path / "film.mp4", "-r", "24000/1001", "-qp", "0", frames=60)
+    head = load_head(str(model), "people", 24, CPU)
+    reader = VideoReader(video)
+    expected = whole_frame(reader.height, reader.width).apply(
+        decode(video.read_bytes(), np.array([42, 45, 48, 51]), reader.count), 32
+    )
+    assert torch.equal(head.clip(reader, 2.0), expected)
 
 
 @pytest.mark.parametrize("keyframe", [0, 7, 16, 37])
@@ -172,18 +204,18 @@ def test_a_classification_head_makes_a_caption(model, tmp_path, capsys):
 
 
 def test_a_video_with_a_damaged_end_is_drawn_as_far_as_it_goes(model, tmp_path, capsys):
-    good = make_video(tmp_path / "good.avi", "-c:v", "mpeg4").read_bytes()
+    good = make_video(tmp_path / "good.avi", "-c:v", "mpeg4", frames=120).read_bytes()
     bad = tmp_path / "bad.avi"
     whole = len(good) * 2 // 3
     bad.write_bytes(good[:whole] + b"\xff" * (len(good) - whole - 600) + good[-600:])
     reader = VideoReader(bad)
     drawn = [time for time, _ in reader.steady()]
-    assert reader.damage is not None and 0 < len(drawn) < 45
+    assert reader.damage is not None and 0 < len(drawn) < 120
     predict(model, bad, tmp_path / "out.mp4", "--task", "clips")
     captured = capsys.readouterr()
     assert "note: ends early" in captured.err and "clips are left out" in captured.err
     with pytest.raises(DamagedVideo):
-        list(clips(load_head(str(model), "clips", None, CPU), reader, [2.9], "clips"))
+        list(clips(load_head(str(model), "clips", None, CPU), reader, [7.9], "clips"))
 
 
 @pytest.mark.parametrize(
