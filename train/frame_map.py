@@ -9,8 +9,9 @@ The rules, the same for all protocols (activitynet/ActivityNet, Evaluation/get_a
 4. mAP is the mean over the classes that have ground truth. A class that is never detected has AP 0.
 5. A detection whose box has no area is dropped (after the cap); a ground-truth box without area stays, and is missed.
 
-Where scores tie, the detection that comes first in the arrays goes first. The programs copied here leave ties to an
-unstable sort, so with tied scores their own figure depends on the machine.
+Where the cap cuts through tied scores, the rows that the official evaluator keeps are kept (`_capped`). Else, where
+scores tie, the detection that comes first in the arrays goes first: the programs copied here leave these ties to an
+unstable sort, so that their own figure depends on the machine.
 """
 
 from dataclasses import dataclass
@@ -146,7 +147,7 @@ def frame_map(
     # From here on rows are in order of score, and `order` says which row of the file each one is.
     order = np.argsort(-detections.scores, kind="stable")
     if protocol.max_per_image:
-        order = order[_rank_within(detections.frames[order]) < protocol.max_per_image]
+        order = order[_capped(detections, protocol.max_per_image)[order]]
     x1, y1, x2, y2 = detections.boxes[order].T
     order = order[(x1 < x2) & (y1 < y2)]
     detections = detections.take(order)
@@ -231,6 +232,30 @@ def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     area_b = (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1])
     # Boxes that overlap have area, so nothing is divided by 0.
     return np.divide(intersection, area_a + area_b - intersection, out=np.zeros(len(a)), where=intersection > 0)
+
+
+def _capped(detections: FrameBoxes, most: int) -> np.ndarray:
+    """bool [N]: the rows that count, at most `most` of a keyframe, those of the highest scores.
+
+    Of rows that tie for the last places the same ones stay as in the official evaluator, which keeps a heap: a row
+    that finds it full of scores as high as its own stays out, and a higher one takes the place of the tied row that is
+    least by class, y1, x1, y2 and x2.
+    """
+    frames, scores = detections.frames, detections.scores
+    assert scores is not None
+    order = np.argsort(-scores, kind="stable")
+    rank = _rank_within(frames[order])
+    last = np.full(int(frames.max(initial=-1)) + 1, -np.inf)  # by keyframe: the lowest score that counts
+    last[frames[order[rank == most - 1]]] = scores[order[rank == most - 1]]
+    kept = scores > last[frames]
+    free = most - np.bincount(frames[kept], minlength=len(last))
+    early = np.flatnonzero(scores >= last[frames])
+    early = early[_rank_within(frames[early]) < most]
+    tied = early[~kept[early]]
+    x1, y1, x2, y2 = detections.boxes[tied].T
+    tied = tied[np.lexsort((tied, -x2, -y2, -x1, -y1, -detections.classes[tied]))]
+    kept[tied[_rank_within(frames[tied]) < free[frames[tied]]]] = True
+    return kept
 
 
 def _rank_within(groups: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """AVA's frame mAP once more, straight from the written rules: plain Python, one box at a time, as slow as it likes."""
 
+import heapq
 from collections import defaultdict
 from collections.abc import Iterable
 from fractions import Fraction
@@ -41,10 +42,22 @@ def slow_frame_map(
         by_frame[box.frame].append((place, box))
     kept = []
     for boxes in by_frame.values():
-        boxes.sort(key=lambda item: -item[1].score)
-        kept += boxes[: most or None]
+        kept += _highest(boxes, most) if most else boxes
     kept = [(p, b) for p, b in kept if b.corners[0] < b.corners[2] and b.corners[1] < b.corners[3]]
     return {label: _class_ap(label, truth, kept, file_order) for label in labels}
+
+
+def _highest(boxes: list[tuple[int, Box]], most: int) -> list[tuple[int, Box]]:
+    """A full heap gives up its least row, by score, label, y1, x1, y2, x2, to a row of a higher score."""
+    heap = []
+    for place, box in boxes:
+        x1, y1, x2, y2 = box.corners
+        row = (box.score, box.label, y1, x1, y2, x2, -place, (place, box))
+        if len(heap) < most:
+            heapq.heappush(heap, row)
+        elif box.score > heap[0][0]:
+            heapq.heapreplace(heap, row)
+    return [row[-1] for row in heap]
 
 
 def _class_ap(label, truth, kept, file_order):
@@ -53,7 +66,7 @@ def _class_ap(label, truth, kept, file_order):
         return None
     kept = [(place, box) for place, box in kept if box.label == label]
     taken, right = set(), set()
-    for place, box in sorted(kept, key=lambda item: item[0] if file_order else -item[1].score):
+    for place, box in sorted(kept, key=lambda item: (0.0 if file_order else -item[1].score, item[0])):
         rivals = [(iou(box.corners, t.corners), -i) for i, t in enumerate(truth) if t.frame == box.frame]
         if rivals:
             overlap, i = max(rivals)
@@ -61,7 +74,7 @@ def _class_ap(label, truth, kept, file_order):
                 taken.add(i)
                 right.add(place)
     curve, hits = [], 0
-    for seen, (place, _) in enumerate(sorted(kept, key=lambda item: -item[1].score), start=1):
+    for seen, (place, _) in enumerate(sorted(kept, key=lambda item: (-item[1].score, item[0])), start=1):
         hits += place in right
         curve.append((Fraction(hits, len(truth)), Fraction(hits, seen)))
     area, reached = Fraction(0), Fraction(0)
