@@ -147,7 +147,7 @@ def frame_map(
     # From here on rows are in order of score, and `order` says which row of the file each one is.
     order = np.argsort(-detections.scores, kind="stable")
     if protocol.max_per_image:
-        order = order[_capped(detections, protocol.max_per_image)[order]]
+        order = order[_capped(detections, order, protocol.max_per_image)[order]]
     x1, y1, x2, y2 = detections.boxes[order].T
     order = order[(x1 < x2) & (y1 < y2)]
     detections = detections.take(order)
@@ -234,8 +234,8 @@ def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide(intersection, area_a + area_b - intersection, out=np.zeros(len(a)), where=intersection > 0)
 
 
-def _capped(detections: FrameBoxes, most: int) -> np.ndarray:
-    """bool [N]: the rows that count, at most `most` of a keyframe, those of the highest scores.
+def _capped(detections: FrameBoxes, order: np.ndarray, most: int) -> np.ndarray:
+    """bool [N]: the rows that count, at most `most` of a keyframe, those of the highest scores; `order` ranks all.
 
     Of rows that tie for the last places the same ones stay as in the official evaluator, which keeps a heap: a row
     that finds it full of scores as high as its own stays out, and a higher one takes the place of the tied row that is
@@ -243,10 +243,9 @@ def _capped(detections: FrameBoxes, most: int) -> np.ndarray:
     """
     frames, scores = detections.frames, detections.scores
     assert scores is not None
-    order = np.argsort(-scores, kind="stable")
-    rank = _rank_within(frames[order])
+    ends = order[_rank_within(frames[order]) == most - 1]
     last = np.full(int(frames.max(initial=-1)) + 1, -np.inf)  # by keyframe: the lowest score that counts
-    last[frames[order[rank == most - 1]]] = scores[order[rank == most - 1]]
+    last[frames[ends]] = scores[ends]
     kept = scores > last[frames]
     free = most - np.bincount(frames[kept], minlength=len(last))
     early = np.flatnonzero(scores >= last[frames])
