@@ -58,22 +58,22 @@ class Head:
         classify is moved into the video where it would reach over an end, as in training, and begins with it where the
         video is too short; around a keyframe the border frames are repeated.
         """
-        view, fps = self.view, self.fps or video.fps
+        view, fps = self.view, self.fps or video.pace
         if self.kind == "classification" and view.sampling == "segments":
             times = (np.arange(view.num_frames) + 0.5) * video.seconds / view.num_frames
         else:
             if self.kind == "localisation":
                 # The offsets, in frames, of a keyframe that is far from both ends.
                 far = view.num_frames * view.stride
-                frames = sampling.around_keyframe(2 * far + 1, far, view.num_frames, view.stride) - far
-                times = time + frames / fps
+                offsets = sampling.around_keyframe(2 * far + 1, far, view.num_frames, view.stride) - far
+                times = time + offsets / fps
             else:
-                frames = view.stride * np.arange(view.num_frames)
-                seconds = (frames[-1] + 1) / fps
+                offsets = view.stride * np.arange(view.num_frames)
+                seconds = (offsets[-1] + 1) / fps
                 start = max(min(time - seconds / 2, video.seconds - seconds), 0.0)
-                times = (math.floor(start * fps + 1e-6) + frames) / fps
+                times = (math.floor(start * fps + 1e-6) + offsets) / fps
             # The frame shown half a frame later is the one nearest in time, which packing takes.
-            times = times + 0.5 / video.fps
+            times = times + 0.5 / float(video.rate)
         cut = augment.whole_frame if self.kind == "localisation" else augment.centre_square
         crop = cut(video.height, video.width)
         frames = [crop.apply(frame[None], view.image_size) for frame in video.frames_at(times)]

@@ -97,6 +97,14 @@ class VideoReader:
         tolerance = 0.03 if varies else 0.002
         return near if abs(float(near) - rate) < tolerance * rate else Fraction(rate).limit_denominator(1001)
 
+    @property
+    def pace(self) -> float:
+        """Frames per second that packing gives the video: those of `rate`, halved while they are more than 60."""
+        pace = float(self.rate)
+        while pace > MAX_RATE + 0.5:
+            pace /= 2
+        return pace
+
     def frames_at(self, times: np.ndarray) -> Iterator[Tensor]:
         """The frames shown at `times` (seconds, ascending; clamped to the video): uint8 [3, H, W] each.
 

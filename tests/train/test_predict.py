@@ -118,6 +118,24 @@ def test_a_clip_takes_the_frames_nearest_in_time_as_packing_does(model, tmp_path
     assert torch.equal(head.clip(reader, 2.0), expected)
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        # 20 frames at 15 fps, then slower: packing lays a grid of 15 fps over it, whatever the average.
+        (["-vf", "setpts='if(lt(N,20),N,20+3*(N-20))/15/TB'", "-fps_mode", "vfr"], [9, 12, 15, 18]),
+        # Packing takes every second frame of 120 a second.
+        (["-vf", "setpts=N/120/TB", "-r", "120"], [108, 114, 120, 126]),
+    ],
+    ids=["varying rate", "120 fps"],
+)
+def test_a_clip_has_the_pace_that_packing_would_give_the_video(model, tmp_path, options, expected):
+    video = make_video(tmp_path / "v.mp4", *options, "-qp", "0", frames=150)
+    reader, head = VideoReader(video), load_head(str(model), "people", None, CPU)
+    pixels = decode(video.read_bytes(), np.array(expected), reader.count)
+    clip = whole_frame(reader.height, reader.width).apply(pixels, 32)
+    assert torch.equal(head.clip(reader, 1.0), clip)
+
+
 @pytest.mark.parametrize("keyframe", [0, 7, 16, 37])
 def test_a_keyframes_clip_has_the_very_frames_of_evaluation(model, tmp_path, keyframe):
     content = render("testsrc2=size=128x96", 38)
