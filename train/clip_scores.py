@@ -72,8 +72,8 @@ class Head:
                 seconds = (offsets[-1] + 1) / fps
                 start = max(min(time - seconds / 2, video.seconds - seconds), 0.0)
                 times = (math.floor(start * fps + 1e-6) + offsets) / fps
-            # The frame shown half a frame later is the one nearest in time, which packing takes.
-            times = times + 0.5 / float(video.rate)
+            # Packing takes the frame nearest in time, not the one that is shown.
+            times = video.nearest(times)
         cut = augment.whole_frame if self.kind == "localisation" else augment.centre_square
         crop = cut(video.height, video.width)
         frames = [crop.apply(frame[None], view.image_size) for frame in video.frames_at(times)]

@@ -105,6 +105,13 @@ class VideoReader:
             pace /= 2
         return pace
 
+    def nearest(self, times: np.ndarray) -> np.ndarray:
+        """When the frames nearest to `times` begin, all float64 [n] seconds; of a video of varying rate, where `rate`
+        would have them."""
+        first, rate = self._begin - self.origin, float(self.rate)
+        moved: np.ndarray = first + np.floor((times - first) * rate + 0.5 + 1e-3) / rate
+        return moved
+
     def frames_at(self, times: np.ndarray) -> Iterator[Tensor]:
         """The frames shown at `times` (seconds, ascending; clamped to the video): uint8 [3, H, W] each.
 
