@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -26,6 +27,9 @@ MAX_RATE = 60
 _SEEK_TOLERANCE = 1.0
 """Seconds by which the first frame may come after the stream's stated beginning: less than a wrong seek is off."""
 
+_HD = 720
+"""Pictures of this short side and more are of ITU-R BT.709 where the file does not say, smaller ones of BT.601."""
+
 _EPSILON = 1e-4  # seconds: far below a frame, far above the rounding of timestamps
 
 
@@ -37,6 +41,16 @@ def require_encoder() -> None:
     """Raises UserError where the ffmpeg program, which VideoWriter runs, is missing."""
     if not shutil.which("ffmpeg"):
         raise UserError("ffmpeg is not installed (Debian, Ubuntu: apt-get install ffmpeg)")
+
+
+def _rgb_to_yuv(red: float, blue: float) -> np.ndarray:
+    """float64 [3, 3]: R, G, B to Y, Cb, Cr, from the luma weights of red and blue."""
+    luma = np.array([red, 1 - red - blue, blue])
+    return np.stack([luma, ([0, 0, 1] - luma) / (2 - 2 * blue), ([1, 0, 0] - luma) / (2 - 2 * red)])
+
+
+_BT601_TO_BT709 = torch.from_numpy(np.linalg.inv(_rgb_to_yuv(0.2126, 0.0722)) @ _rgb_to_yuv(0.299, 0.114)).float()
+"""RGB that was read by BT.601 to what it is by BT.709."""
 
 
 class VideoReader:
@@ -67,6 +81,8 @@ class VideoReader:
         except (RuntimeError, ValueError, IndexError) as error:
             raise UserError(f"{path} cannot be decoded: {decoder_reason(error)}") from error
         self.height, self.width = first.data.shape[-2:]
+        # The decoder takes every file without a tag for BT.601, players and packing go by the size.
+        self._misread = self.decoder.metadata.color_space is None and min(self.height, self.width) >= _HD
         stated = self.decoder.metadata.begin_stream_seconds
         if stated is not None and first.pts_seconds > stated + _SEEK_TOLERANCE:
             raise UserError(
@@ -120,7 +136,7 @@ class VideoReader:
         """
         try:
             for time in times.tolist():
-                yield self._shown(min(max(time, 0.0), self.seconds))
+                yield self._colours(self._shown(min(max(time, 0.0), self.seconds)))
         except (RuntimeError, ValueError, IndexError) as error:
             raise DamagedVideo(f"{self.path}: damaged near second {time:.2f}: {decoder_reason(error)}") from error
 
@@ -150,8 +166,14 @@ class VideoReader:
                 following = self._frame(number + 1)
             if self.damage is not None:
                 end = min(end, shown.pts_seconds + shown.duration_seconds - self.origin)
-            yield time, shown.data
+            yield time, self._colours(shown.data)
             tick += 1
+
+    def _colours(self, frame: Tensor) -> Tensor:
+        """uint8 [3, H, W] in the colours that are meant."""
+        if not self._misread:
+            return frame
+        return torch.tensordot(_BT601_TO_BT709, frame.float(), dims=1).round().clamp(0, 255).to(torch.uint8)
 
     def _frame(self, number: int) -> Any:
         if number >= self.count:

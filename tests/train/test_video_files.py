@@ -63,6 +63,20 @@ def test_time_counts_from_the_beginning_of_the_file_also_where_sound_comes_first
     assert torch.equal(steady[0][1], first) and torch.equal(steady[27][1], second)  # 27 / 15 = 1.8 s
 
 
+@pytest.mark.parametrize(("height", "matrix"), [(96, "bt601"), (720, "bt709")])
+def test_colours_without_a_tag_are_read_as_players_and_packing_do(tmp_path, height, matrix):
+    colour = (200, 30, 40)
+    converted = f"format=rgb24,scale=out_color_matrix={matrix},format=yuv420p"
+    source = f"color=c=0x{bytes(colour).hex()}:size=1280x{height}:rate=15,{converted}"
+    command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", source, "-frames:v", "3", "-pix_fmt", "yuv420p"]
+    subprocess.run([*command, "-qp", "1", tmp_path / "v.mp4"], check=True)
+    reader = VideoReader(tmp_path / "v.mp4")
+    assert reader.decoder.metadata.color_space is None, "tagged: the test says nothing"
+    for frame in (next(reader.frames_at(np.array([0.1]))), next(reader.steady())[1]):
+        assert frame.dtype == torch.uint8
+        assert frame.float().mean(dim=(1, 2)).tolist() == pytest.approx(colour, abs=3)
+
+
 def test_a_file_whose_frames_cannot_be_found_by_time_is_an_error(tmp_path):
     # The decoder's seeks end seconds late in MPEG transport streams.
     with pytest.raises(UserError, match=r"the frame for second 0\.0,.*ffmpeg -i"):
