@@ -319,7 +319,8 @@ def _check_values(recipe: Recipe, where: str) -> None:
     demand(recipe.optim.weight_decay >= 0, "optim.weight_decay", recipe.optim.weight_decay, "must not be below 0")
     betas = recipe.optim.betas
     demand(len(betas) == 2 and all(0 <= b < 1 for b in betas), "optim.betas", betas, "must be two numbers in [0, 1)")
-    demand(0 <= recipe.optim.min_lr <= recipe.optim.lr, "optim.min_lr", recipe.optim.min_lr, "must be from 0 to optim.lr")
+    least = recipe.optim.min_lr
+    demand(0 <= least <= recipe.optim.lr, "optim.min_lr", least, "must be from 0 to optim.lr")
     demand(recipe.optim.warmup_steps >= 0, "optim.warmup_steps", recipe.optim.warmup_steps, "must not be below 0")
     for name, task in recipe.tasks.items():
         key = f"tasks.{name}"
