@@ -1,5 +1,6 @@
 """Tasks: a dataset with its loss. What a kind of task is to training stands here and nowhere else."""
 
+import os
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from data.dataset import MixtureDataset, TaskData
 from data.errors import UserError
 from data.order import EpochOrder
 from data.shards import ClassInfo, ShardSet
+from data.storage import is_remote
 from train.recipe import Recipe, TaskRecipe, load_recipe, view_config
 
 
@@ -70,6 +72,7 @@ def _open(name: str, task: TaskRecipe, recipe: Recipe, train: bool, val: bool) -
             raise UserError(f"tasks.{name}.kind={task.kind}, but {key}={prefix} is a {shards.manifest.kind} set")
         if len(shards) == 0:
             raise UserError(f"tasks.{name}.{key}={prefix} holds no examples")
+        _check_files(f"tasks.{name}.{key}", shards)
         opened[key] = TaskData(name, task.kind, shards, view)
     classes = {key: data.shards.manifest.classes for key, data in opened.items()}
     if len(classes) == 2 and classes["shards"] != classes["val_shards"]:
@@ -78,6 +81,27 @@ def _open(name: str, task: TaskRecipe, recipe: Recipe, train: bool, val: bool) -
             f"({len(classes['val_shards'])} classes) do not have the same list of classes; pack both with one list"
         )
     return Task(name, task, next(iter(classes.values()), []), opened.get("shards"), opened.get("val_shards"))
+
+
+def _check_files(where: str, shards: ShardSet) -> None:
+    """Raises UserError where the index or tars are missing or cut short: better now than as bad clips, hours later."""
+    _ = shards.index
+    wrong = []
+    for number, shard in enumerate(shards.manifest.shards):
+        path = shards.shard_path(number)
+        if is_remote(path):
+            return
+        try:
+            size = os.stat(path.removeprefix("file://")).st_size
+            if size != shard.bytes:
+                wrong.append(f"{path} has {size} bytes and not {shard.bytes}")
+        except OSError as error:
+            wrong.append(f"{path}: {error.strerror}")
+    if wrong:
+        raise UserError(
+            f"{where}: {len(wrong)} of {len(shards.manifest.shards)} tars of {shards.prefix} are missing or not what the"
+            f" manifest says: {', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}; copy them again, or pack again"
+        )
 
 
 def _toy_hint(prefix: str) -> str:
