@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -84,13 +85,14 @@ def _open(name: str, task: TaskRecipe, recipe: Recipe, train: bool, val: bool) -
 
 
 def _check_files(where: str, shards: ShardSet) -> None:
-    """Raises UserError where the index or tars are missing or cut short: better now than as bad clips, hours later."""
-    _ = shards.index
+    """Raises UserError where the index or tars are missing, cut short or of another set: better now than as bad clips,
+    hours later."""
+    infos = shards.manifest.shards
     wrong = []
-    for number, shard in enumerate(shards.manifest.shards):
+    for number, shard in enumerate(infos):
         path = shards.shard_path(number)
         if is_remote(path):
-            return
+            break
         try:
             size = os.stat(path.removeprefix("file://")).st_size
             if size != shard.bytes:
@@ -99,13 +101,24 @@ def _check_files(where: str, shards: ShardSet) -> None:
             wrong.append(f"{path}: {error.strerror}")
     if wrong:
         raise UserError(
-            f"{where}: {len(wrong)} of {len(shards.manifest.shards)} tars of {shards.prefix} are missing or not what the"
-            f" manifest says: {', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}; copy them again, or pack again"
+            f"{where}: {len(wrong)} of {len(infos)} tars of {shards.prefix} are missing or not what the manifest says: "
+            f"{', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}; copy them again, or pack again"
+        )
+    index, sizes = shards.index, np.array([shard.bytes for shard in infos], dtype=np.uint64)
+    fits = index["shard"] < len(infos)
+    room = sizes[np.where(fits, index["shard"], 0)]
+    for part in ("json", "video"):
+        size = index[f"{part}_bytes"].astype(np.uint64)
+        fits &= (size <= room) & (index[f"{part}_offset"] <= room - np.minimum(size, room))
+    if not fits.all():
+        raise UserError(
+            f"{where}: {shards.prefix}.index.npy is not of these tars: {(~fits).sum()} of its {len(index)} examples lie"
+            " outside of them; copy it again, or pack again"
         )
 
 
 def _toy_hint(prefix: str) -> str:
     """What a newcomer, who starts the toy recipe first of all, has to type."""
     if load_recipe().data_root not in prefix:
-        return "; shard_tools/pack_*.py do that, and data_root=FOLDER or the recipe's paths say where they are"
+        return "; shard_tools/pack_*.py write shards, data_root=FOLDER or the recipe's paths say where they are"
     return ". `make demo` in the project's folder makes, packs and trains the toy world; real data: see README.md"
