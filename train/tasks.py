@@ -108,8 +108,8 @@ def _check_files(where: str, shards: ShardSet) -> None:
     fits = index["shard"] < len(infos)
     room = sizes[np.where(fits, index["shard"], 0)]
     for part in ("json", "video"):
-        size = index[f"{part}_bytes"].astype(np.uint64)
-        fits &= (size <= room) & (index[f"{part}_offset"] <= room - np.minimum(size, room))
+        length = index[f"{part}_bytes"].astype(np.uint64)
+        fits &= (length <= room) & (index[f"{part}_offset"] <= room - np.minimum(length, room))
     if not fits.all():
         raise UserError(
             f"{where}: {shards.prefix}.index.npy is not of these tars: {(~fits).sum()} of its {len(index)} examples lie"

@@ -169,7 +169,7 @@ def refusals(out, paths):
 
 
 def test_what_deepspeed_does_not_accept_is_told(tmp_path):
-    cases = [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"zero_optimization": {"stage": 2, "reduce_bucket": 1}}, "reduce_bucket Extra inputs are not permitted"),
         ({"zero_optimization": {"stage": 2, "reduce_bucket_size": -1}}, "greater than 0"),
         ({"amp": {"enabled": True}}, "AMP integration has been removed"),
