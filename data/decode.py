@@ -21,7 +21,11 @@ class DecodeError(ValueError):
 def require_ffmpeg() -> None:
     """Loads the decoder. Raises UserError where FFmpeg's shared libraries are missing, or too old or too new."""
     try:
-        import torchcodec.decoders  # noqa: F401
+        import torchcodec.decoders
+
+        # Since its version 0.17 the import succeeds without, and every clip fails instead.
+        if torchcodec.ffmpeg_major_version is None:
+            raise ImportError(f"torchcodec {torchcodec.__version__} could not load libavcodec and its kin")
     except (ImportError, OSError, RuntimeError) as error:
         raise UserError(
             "videos cannot be decoded: torchcodec finds no FFmpeg that it can use; install FFmpeg with its shared"

@@ -61,6 +61,10 @@ class ShardInfo:
     bytes: int
     sha256: str
 
+    def __post_init__(self) -> None:
+        if not all(isinstance(n, int) and 0 <= n < 2**48 for n in (self.samples, self.examples, self.bytes)):
+            raise TypeError(f"samples, examples and bytes of {self.name!r} must be whole numbers, 0 or more")
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -113,7 +117,7 @@ class Manifest:
             )
         except UserError:
             raise
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{where}: not a shard manifest ({type(error).__name__}: {error})") from error
 
 

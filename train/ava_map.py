@@ -26,6 +26,8 @@ class Files:
     detections: FrameBoxes
     named: np.ndarray
     excluded: np.ndarray
+    remarks: list[str]
+    """What of the rows does not count, and what looks wrong in them."""
 
 
 def read_files(groundtruth: str, detections: str, labelmap: str, excluded: str | None = None) -> Files:
@@ -41,6 +43,7 @@ def read_files(groundtruth: str, detections: str, labelmap: str, excluded: str |
         classes=classes,
         groundtruth=_boxes(truth_rows, classes, numbers),
         detections=_boxes(detected_rows, classes, numbers),
+        remarks=[*_remarks(truth_rows, classes), *_remarks(detected_rows, classes)],
         named=_numbers(truth_rows.keyframes(), numbers),
         excluded=_numbers(read_excluded(excluded) if excluded else (), numbers),
     )
@@ -51,6 +54,19 @@ def _boxes(rows: BoxRows, classes: Sequence[ClassInfo], numbers: dict[Keyframe, 
     index = np.minimum(np.searchsorted(ids, rows.action_ids), len(ids) - 1)
     frames = _numbers(zip(rows.video_ids, rows.timestamps.tolist(), strict=True), numbers)
     return FrameBoxes(frames, rows.boxes, index, rows.scores).take(ids[index] == rows.action_ids)
+
+
+def _remarks(rows: BoxRows, classes: Sequence[ClassInfo]) -> list[str]:
+    x1, y1, x2, y2 = rows.boxes.T
+    unknown = ~np.isin(rows.action_ids, [c.id for c in classes])
+    checks = [
+        ("are of classes that the label map does not name, and do not count", unknown),
+        ("have no area (x1 < x2 and y1 < y2 is expected)", (x1 >= x2) | (y1 >= y2)),
+        # Detectors' boxes run over the edge by a little; pixels by far.
+        ("are far outside of the frame: boxes are fractions of it, from 0 to 1", (np.abs(rows.boxes) > 2).any(axis=1)),
+    ]
+    remarks = [f"{rows.path}: {bad.sum()} of {len(rows)} rows {what}" for what, bad in checks if bad.any()]
+    return remarks if len(rows) else [f"{rows.path}: no boxes in it"]
 
 
 def _numbers(keyframes: Iterable[Keyframe], numbers: dict[Keyframe, int]) -> np.ndarray:
@@ -90,7 +106,13 @@ def _percent(value: float) -> str:
 
 def notes(files: Files, name: str, protocol: Protocol) -> list[str]:
     """What a user should know before comparing the figure with others."""
-    result = []
+    result = list(files.remarks)
+    elsewhere = ~np.isin(files.detections.frames, files.named)
+    if protocol.only_named_keyframes and elsewhere.any():
+        result.append(
+            f"{elsewhere.sum()} of {len(elsewhere)} detections are on keyframes that the ground truth does not name,"
+            f" and do not count under {name}"
+        )
     if not protocol.drops_excluded and len(files.excluded):
         touched = len(np.intersect1d(files.excluded, files.named))
         result.append(
@@ -155,6 +177,8 @@ def run(options: argparse.Namespace) -> None:
         if options.max_per_image < 0:
             raise UserError(f"--max-per-image {options.max_per_image}: expected 0 (all) or more")
         protocol = replace(protocol, max_per_image=options.max_per_image)
+    if not 0 <= options.cutoffs[0] <= options.cutoffs[1]:
+        raise UserError(f"--cutoffs {options.cutoffs[0]} {options.cutoffs[1]}: expected LOW, then HIGH, 0 or more")
     files = read_files(options.groundtruth, options.detections, options.labelmap, options.excluded)
     parts = group_masks(files.classes)
     if options.train_groundtruth:

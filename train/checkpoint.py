@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from data.errors import UserError
 from models import save_model
 from train.engine import Engine
@@ -152,5 +154,7 @@ def _told(work: Callable[[], None], folder: Path) -> None:
         work()
     except UserError:
         raise
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        raise UserError(f"the checkpoint {folder} cannot be written: {error}; older ones are untouched") from error
+    # A full disk is a RuntimeError to torch, and an error of its own to safetensors.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"the checkpoint {folder} cannot be written: {reason}; older ones are untouched") from error

@@ -6,6 +6,7 @@ give the gradient of the same loss; the plain one, on one process, is the refere
 
 import json
 import os
+import pickle
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +28,10 @@ OWNED = {
     "scheduler": "optim.schedule",
 }
 """Keys of DeepSpeed's JSON that say what the recipe says, and the recipe's key for each."""
+
+
+DAMAGE = (RuntimeError, ValueError, LookupError, EOFError, OSError, AssertionError, TypeError, pickle.UnpicklingError)
+"""What loading a damaged checkpoint raises, or one of another model."""
 
 
 class Engine(Protocol):
@@ -84,9 +89,12 @@ class PlainEngine:
         path = folder / "plain.pt"
         if not path.exists():
             raise UserError(f"{folder} was written under DeepSpeed: start with the same --ds, or resume elsewhere")
-        state = torch.load(path, map_location=self.rank.device, weights_only=True)
-        self.module.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            state = torch.load(path, map_location=self.rank.device, weights_only=True)
+            self.module.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except DAMAGE as error:
+            raise _damaged(path, error) from error
 
 
 class DeepSpeedEngine:
@@ -96,6 +104,7 @@ class DeepSpeedEngine:
         self, model: CofinetuneModel, optimizer: ActiveAdamW, recipe: Recipe, rank: Rank, config: dict[str, Any]
     ) -> None:
         deepspeed = _import_deepspeed()
+        _check_values(deepspeed, config)
         self.rank = rank
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=config, dist_init_required=False
@@ -127,7 +136,12 @@ class DeepSpeedEngine:
         ranks = len(list(folder.glob("zero_pp_rank_*_optim_states.pt"))) or len(list(folder.glob("*zero_pp_rank_*")))
         if ranks != self.rank.world:
             raise UserError(f"{folder} was written by {ranks} ranks, this run has {self.rank.world}: start {ranks}")
-        self.engine.load_checkpoint(str(folder.parent), tag=folder.name)
+        try:
+            loaded, _ = self.engine.load_checkpoint(str(folder.parent), tag=folder.name)
+        except DAMAGE as error:
+            raise _damaged(folder, error) from error
+        if loaded is None:
+            raise _damaged(folder, FileNotFoundError("a file of it is missing"))
 
 
 def build_engine(model: CofinetuneModel, optimizer: ActiveAdamW, recipe: Recipe, rank: Rank, ds: str | None) -> Engine:
@@ -148,7 +162,7 @@ def deepspeed_config(path: str, recipe: Recipe) -> dict[str, Any]:
         config = json.loads(where.read_text())
     except FileNotFoundError:
         raise UserError(f"no DeepSpeed configuration at {path}; the project's own are in ds_configs/") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{where}: not a DeepSpeed configuration ({error})") from error
     if not isinstance(config, dict):
         raise UserError(f"{where}: must hold a JSON object")
@@ -184,6 +198,23 @@ def deepspeed_config(path: str, recipe: Recipe) -> dict[str, Any]:
     config |= {"zero_allow_untested_optimizer": True}
     config.setdefault("steps_per_print", 10**9)
     return config
+
+
+def _check_values(deepspeed: Any, config: dict[str, Any]) -> None:
+    """Raises UserError for what DeepSpeed itself does not accept in its configuration."""
+    try:
+        deepspeed.DeepSpeedConfig(dict(config))
+    except Exception as error:  # pydantic's, its own, and what bad types happen to raise: it has no narrower class
+        reason = " ".join(str(error).split()).partition(" For further information")[0]
+        raise UserError(f"DeepSpeed does not accept its configuration (--ds): {reason}") from error
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:300]
+    return UserError(
+        f"{path} cannot be loaded ({type(error).__name__}: {reason}). It is damaged, or of another model: delete or "
+        f"move {path.name if path.is_dir() else path.parent.name}, and --resume goes on from the checkpoint before it"
+    )
 
 
 def _agree(where: Path, config: dict[str, Any], key: str, ours: Any, source: str) -> None:

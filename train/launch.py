@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -137,8 +138,15 @@ def file_problem(error: OSError) -> str:
     return ": ".join(str(part) for part in (error.filename, error.strerror or type(error).__name__) if part)
 
 
+def _thread_failed(args: threading.ExceptHookArgs) -> None:
+    """A thread that writes (TensorBoard's) hands its OSError over to the main thread, which tells it."""
+    if not isinstance(args.exc_value, OSError):
+        threading.__excepthook__(args)
+
+
 def command(main: Callable[[], None]) -> NoReturn:
     """Runs an entry point and ends the process: 0; 1 and a message for a user's mistake; 130 for Ctrl-C."""
+    threading.excepthook = _thread_failed
     index = int(os.environ.get("RANK", "0"))
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     code = 1
@@ -161,7 +169,8 @@ def command(main: Callable[[], None]) -> NoReturn:
         if reason is not None:
             print(f"error: rank {index}: {reason}", file=sys.stderr, flush=True)
         elif several and any(sign in str(error) for sign in ("Connection closed by peer", "Connection reset by peer")):
-            print(f"rank {index}: ends because another rank has ended", file=sys.stderr, flush=True)
+            told = "ends because another rank has ended; if that one gives no reason, it was killed (out of memory?)"
+            print(f"rank {index}: {told}", file=sys.stderr, flush=True)
         else:
             traceback.print_exc()
     except Exception:  # noqa: BLE001 - the last resort: a defect of the program, shown in full

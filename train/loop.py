@@ -72,6 +72,7 @@ def train(
 
     Raises:
         UserError: too many clips cannot be read, or the ranks do not agree on what they train.
+        KeyboardInterrupt: stopped by Ctrl-C, so that what a script does next is not done with half a run.
     """
     by_name = {task.name: task for task in tasks}
     stop, ledger = StopSignal(), Ledger(recipe, rank, log)
@@ -105,6 +106,8 @@ def train(
             log.say(f"stopped by {stop.name or 'a signal to another rank'} after step {done}; --resume goes on")
             break
     ledger.close()
+    if done < recipe.steps and stop.name == "SIGINT":
+        raise KeyboardInterrupt
     return done
 
 

@@ -79,9 +79,13 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
         if recipe.eval_every and done % recipe.eval_every == 0:
             log.metrics(done, evaluate_all(engine.module, tasks, rank, recipe))
 
-    done = train(recipe, tasks, engine, plan, iter(loader), rank, log, start, after_step)
-    if done == recipe.steps:
-        log.say(f"done: {done} steps; weights, log and TensorBoard in {recipe.out}")
+    try:
+        done = train(recipe, tasks, engine, plan, iter(loader), rank, log, start, after_step)
+        if done == recipe.steps:
+            log.say(f"done: {done} steps; weights, log and TensorBoard in {recipe.out}")
+    except KeyboardInterrupt:
+        log.close()
+        raise
     log.close()
 
 

@@ -1,6 +1,7 @@
 """Entry point of prediction: `python train/predict.py --checkpoint RUN --video V --out OUT.mp4 [--boxes CSV]`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -104,6 +105,9 @@ def check(args: argparse.Namespace) -> torch.device:
         raise UserError(f"--out {args.out}: give a name that ends in {', '.join(CONTAINERS)}")
     if args.still is not None and Path(args.still).suffix.lower() != ".png":
         raise UserError(f"--still {args.still}: give a name that ends in .png")
+    for name in ("out", "still", "detections"):
+        if getattr(args, name) is not None:
+            check_writable(f"--{name}", Path(getattr(args, name)))
     if Path(args.out).resolve() == Path(args.video).resolve():
         raise UserError(f"--out {args.out} is the video itself")
     name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -113,10 +117,22 @@ def check(args: argparse.Namespace) -> torch.device:
         raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from error
 
 
+def check_writable(name: str, path: Path) -> None:
+    """Raises UserError where a file cannot be written to `path`, whose folder is made later."""
+    if path.is_dir():
+        raise UserError(f"{name} {path}: is a folder; give a file")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{name} {path}: {folder} is not a folder that can be written to")
+
+
 def localise(args: argparse.Namespace, head: Head, video: VideoReader, top: int) -> tuple[Scene, float]:
     """Scores the persons of every keyframe; what to draw, and the second of the still."""
     asked = persons(args, head, video)
     inhabited = [number for number, boxes in enumerate(asked.boxes) if len(boxes)]
+    if not inhabited:
+        told = "no box is used: none has both the score that --box-threshold asks for and an area inside of the frame"
+        print(f"note: {told} (boxes are x1, y1, x2, y2 as fractions of it, 0 to 1)", file=sys.stderr)
     scores = {
         inhabited[place]: head(clip, asked.boxes[inhabited[place]]).sigmoid().numpy()
         for place, clip in clips(head, video, asked.times[inhabited].tolist(), "keyframes")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -197,6 +198,8 @@ def parse_recipe(text: str, where: str, overrides: list[str] | None = None) -> R
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         reason = (getattr(error, "msg", None) or str(error)).splitlines()[0]
+        if "is not Optional" in reason or "Incompatible value 'None'" in reason:
+            reason = "must not be null: give it a value, or leave it out of the recipe"
         raise UserError(f"{where}: {key or 'value'}: {reason}") from error
     assert isinstance(recipe, Recipe)
     _check_values(recipe, where)
@@ -250,6 +253,9 @@ def _apply(config: DictConfig, override: str) -> None:
         raise UserError(f"{override!r} is not an override: write key=value, as in optim.lr=1e-4")
     try:
         value = OmegaConf.from_dotlist([override])
+    except Exception as error:  # the YAML reader's errors share no narrower base class
+        raise UserError(f"override {override!r}: its value is not YAML: {' '.join(str(error).split())}") from error
+    try:
         container = OmegaConf.to_container(value)
         tasks = list(config.get("tasks") or {})
         _check_keys(container, Recipe, "override", "", tasks)
@@ -292,9 +298,12 @@ def _check_values(recipe: Recipe, where: str) -> None:
     def one_of(key: str, value: str, names: tuple[str, ...]) -> None:
         demand(value in names, key, value, f"must be one of {', '.join(names)}")
 
+    for key, number in _flatten(dataclasses.asdict(recipe)).items():
+        for value in number if isinstance(number, list) else [number]:
+            demand(not isinstance(value, float) or math.isfinite(value), key, number, "must be finite")
     demand(bool(recipe.tasks), "tasks", "{}", "a recipe needs at least one task")
     demand(recipe.steps >= 1, "steps", recipe.steps, "must be at least 1")
-    demand(recipe.seed >= 0, "seed", recipe.seed, "must not be below 0")
+    demand(0 <= recipe.seed < 2**63, "seed", recipe.seed, "must be at least 0 and below 2 ** 63")
     for key in ("window", "log_every", "save_every", "keep", "eval_batch"):
         demand(getattr(recipe, key) >= 1, key, getattr(recipe, key), "must be at least 1")
     for key in ("workers", "eval_every"):
@@ -308,7 +317,11 @@ def _check_values(recipe: Recipe, where: str) -> None:
     demand(0 < recipe.optim.layer_decay <= 1, "optim.layer_decay", recipe.optim.layer_decay, "must be in (0, 1]")
     demand(recipe.optim.clip_grad >= 0, "optim.clip_grad", recipe.optim.clip_grad, "must not be below 0")
     demand(recipe.optim.weight_decay >= 0, "optim.weight_decay", recipe.optim.weight_decay, "must not be below 0")
-    demand(len(recipe.optim.betas) == 2, "optim.betas", recipe.optim.betas, "must be two numbers")
+    betas = recipe.optim.betas
+    demand(len(betas) == 2 and all(0 <= b < 1 for b in betas), "optim.betas", betas, "must be two numbers in [0, 1)")
+    least = recipe.optim.min_lr
+    demand(0 <= least <= recipe.optim.lr, "optim.min_lr", least, "must be from 0 to optim.lr")
+    demand(recipe.optim.warmup_steps >= 0, "optim.warmup_steps", recipe.optim.warmup_steps, "must not be below 0")
     for name, task in recipe.tasks.items():
         key = f"tasks.{name}"
         demand(name.replace("_", "").replace("-", "").isalnum(), key, name, "a name of letters, digits, - and _")

@@ -1,14 +1,21 @@
 """What a run tells: a progress line, RUN/log.txt and TensorBoard, all from the first rank."""
 
+import contextlib
+import fcntl
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from train.launch import Rank
+from data.errors import UserError
+from train.launch import Rank, file_problem
 from train.recipe import Recipe
 from train.tasks import Task
+
+LOCK_WAIT = 20.0
+"""Seconds: loader processes of a run that was killed hold its lock until they notice, some seconds later."""
 
 
 def duration(seconds: float) -> str:
@@ -44,17 +51,49 @@ class RunLog:
         rank: all ranks collect, the first one writes.
         steps: steps of the whole run, for the time that is left.
         start: step at which this process begins; TensorBoard's later points, of a run that was cut off, are dropped.
+
+    Raises:
+        UserError: the folder cannot be written, at first or later, or another run is writing to it.
     """
 
     def __init__(self, run: str | Path, rank: Rank, steps: int, every: int, start: int) -> None:
         self.rank, self.steps, self.every, self.start = rank, steps, every, start
-        self.file, self.board = None, None
+        self.folder, self.file, self.board = Path(run), None, None
         if rank.first:
-            Path(run).mkdir(parents=True, exist_ok=True)
-            self.file = (Path(run) / "log.txt").open("a")
-            self.board = SummaryWriter(str(Path(run) / "tensorboard"), purge_step=start or None)
+            with self._writing():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self.file = (self.folder / "log.txt").open("a")
+                self._take()
+                self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start or None)
         self._begin = self._since = time.monotonic()
         self._reset()
+
+    def _take(self) -> None:
+        """Locks log.txt until this process ends: two runs in one folder would mix up their checkpoints."""
+        assert self.file is not None
+        until = time.monotonic() + LOCK_WAIT
+        while True:
+            try:
+                return fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < until:
+                    time.sleep(0.2)
+                    continue
+                raise UserError(
+                    f"another run is writing to {self.folder}: end its processes first (a launcher that was killed can "
+                    "leave its ranks running), or give out=FOLDER"
+                ) from None
+            except OSError:
+                return  # a file system without locks
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"the log in {self.folder} cannot be written: {file_problem(error)}; with that mended, --resume goes on"
+            ) from error
 
     def _reset(self) -> None:
         self._losses: dict[str, list[float]] = {}
@@ -65,8 +104,9 @@ class RunLog:
         """Prints a line and keeps it in log.txt."""
         if self.file is not None:
             print(line, flush=True)
-            self.file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
-            self.file.flush()
+            with self._writing():
+                self.file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+                self.file.flush()
 
     def step(
         self, step: int, losses: dict[str, float], clips: int, waited: float, lr: float, norm: float | None
@@ -92,8 +132,7 @@ class RunLog:
     def metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Evaluation results after `step` steps, by name."""
         if self.board is not None:
-            for name, value in metrics.items():
-                self.board.add_scalar(name, value, step)
+            self._plot(metrics, step)
         self.say(f"step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
 
     def _tell(self, done: int, lr: float) -> None:
@@ -107,9 +146,7 @@ class RunLog:
             scalars: dict[str, Any] = {f"loss/{task}": loss for task, loss in losses.items()}
             scalars |= {"train/lr": lr, "train/gradient_norm": norm, "train/skipped_steps": self._skipped}
             scalars |= {"speed/clips_per_second": self._clips / elapsed, "speed/data_wait_share": wait}
-            for name, value in scalars.items():
-                self.board.add_scalar(name, value, done)
-            self.board.flush()
+            self._plot(scalars, done)
         left = (now - self._begin) / (done - self.start) * (self.steps - done)
         self.say(
             f"step {done}/{self.steps}  "
@@ -121,11 +158,19 @@ class RunLog:
         self._since = time.monotonic()
         self._reset()
 
+    def _plot(self, scalars: dict[str, Any], step: int) -> None:
+        assert self.board is not None
+        with self._writing():
+            for name, value in scalars.items():
+                self.board.add_scalar(name, value, step)
+            self.board.flush()
+
     def close(self) -> None:
-        if self.board is not None:
-            self.board.close()
-        if self.file is not None:
-            self.file.close()
+        with self._writing():
+            if self.board is not None:
+                self.board.close()
+            if self.file is not None:
+                self.file.close()
 
 
 def _mean(task: str, parts: list[dict[str, list[float]]]) -> float:

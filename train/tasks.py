@@ -1,7 +1,9 @@
 """Tasks: a dataset with its loss. What a kind of task is to training stands here and nowhere else."""
 
+import os
 from dataclasses import dataclass
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from data.dataset import MixtureDataset, TaskData
 from data.errors import UserError
 from data.order import EpochOrder
 from data.shards import ClassInfo, ShardSet
+from data.storage import is_remote
 from train.recipe import Recipe, TaskRecipe, load_recipe, view_config
 
 
@@ -70,6 +73,7 @@ def _open(name: str, task: TaskRecipe, recipe: Recipe, train: bool, val: bool) -
             raise UserError(f"tasks.{name}.kind={task.kind}, but {key}={prefix} is a {shards.manifest.kind} set")
         if len(shards) == 0:
             raise UserError(f"tasks.{name}.{key}={prefix} holds no examples")
+        _check_files(f"tasks.{name}.{key}", shards)
         opened[key] = TaskData(name, task.kind, shards, view)
     classes = {key: data.shards.manifest.classes for key, data in opened.items()}
     if len(classes) == 2 and classes["shards"] != classes["val_shards"]:
@@ -80,8 +84,41 @@ def _open(name: str, task: TaskRecipe, recipe: Recipe, train: bool, val: bool) -
     return Task(name, task, next(iter(classes.values()), []), opened.get("shards"), opened.get("val_shards"))
 
 
+def _check_files(where: str, shards: ShardSet) -> None:
+    """Raises UserError where the index or tars are missing, cut short or of another set: better now than as bad clips,
+    hours later."""
+    infos = shards.manifest.shards
+    wrong = []
+    for number, shard in enumerate(infos):
+        path = shards.shard_path(number)
+        if is_remote(path):
+            break
+        try:
+            size = os.stat(path.removeprefix("file://")).st_size
+            if size != shard.bytes:
+                wrong.append(f"{path} has {size} bytes and not {shard.bytes}")
+        except OSError as error:
+            wrong.append(f"{path}: {error.strerror}")
+    if wrong:
+        raise UserError(
+            f"{where}: {len(wrong)} of {len(infos)} tars of {shards.prefix} are missing or not what the manifest says: "
+            f"{', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}; copy them again, or pack again"
+        )
+    index, sizes = shards.index, np.array([shard.bytes for shard in infos], dtype=np.uint64)
+    fits = index["shard"] < len(infos)
+    room = sizes[np.where(fits, index["shard"], 0)]
+    for part in ("json", "video"):
+        length = index[f"{part}_bytes"].astype(np.uint64)
+        fits &= (length <= room) & (index[f"{part}_offset"] <= room - np.minimum(length, room))
+    if not fits.all():
+        raise UserError(
+            f"{where}: {shards.prefix}.index.npy is not of these tars: {(~fits).sum()} of its {len(index)} examples lie"
+            " outside of them; copy it again, or pack again"
+        )
+
+
 def _toy_hint(prefix: str) -> str:
     """What a newcomer, who starts the toy recipe first of all, has to type."""
     if load_recipe().data_root not in prefix:
-        return "; shard_tools/pack_*.py do that, and data_root=FOLDER or the recipe's paths say where they are"
+        return "; shard_tools/pack_*.py write shards, data_root=FOLDER or the recipe's paths say where they are"
     return ". `make demo` in the project's folder makes, packs and trains the toy world; real data: see README.md"

@@ -1,5 +1,6 @@
 """Decoding: the frames that were asked for, or one kind of error with a reason."""
 
+import subprocess
 import sys
 
 import numpy as np
@@ -60,6 +61,27 @@ def test_a_clip_that_is_too_large_is_refused(monkeypatch):
     decode(class_video(0, 3), np.array([0, 5, 5, 5]), 38)
     with pytest.raises(DecodeError, match="3 frames of 128x96"):
         decode(class_video(0, 3), np.array([0, 5, 9]), 38)
+
+
+def test_libraries_that_cannot_be_loaded_are_explained():
+    """In a process of its own, which has not loaded them yet."""
+    program = """
+import torch
+load = torch.ops.load_library
+def load_without_ffmpeg(path):
+    if "libtorchcodec_core" in str(path):
+        raise OSError("libavutil.so.59: cannot open shared object file")
+    return load(path)
+torch.ops.load_library = load_without_ffmpeg
+from data.decode import require_ffmpeg
+from data.errors import UserError
+try:
+    require_ffmpeg()
+except UserError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "install FFmpeg" in done.stdout, done.stdout + done.stderr
 
 
 def test_missing_ffmpeg_is_explained(monkeypatch):

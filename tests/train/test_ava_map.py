@@ -135,6 +135,35 @@ def test_classes_that_share_a_name_keep_an_entry_each(files, capsys):
     assert evaluate(arguments, capsys)["per_class"] == {"stand (12)": 1.0, "stand (79)": None}
 
 
+def test_rows_that_do_not_count_are_told(files, capsys):
+    arguments = files(
+        groundtruth=[f"v,0902,{LEFT},12,0", f"v,0902,{LEFT},1,0"],
+        detections=[
+            f"v,0902,{LEFT},12,0.9",
+            f"other,0902,{LEFT},12,0.9",
+            f"v,0902,{LEFT},80,0.9",
+            "v,0902,0.5,0.5,0.1,0.9,12,0.9",
+            "v,0902,10,20,200,300,12,0.9",
+        ],
+    )
+    assert main(arguments) == 0
+    told = capsys.readouterr().err
+    assert "groundtruth: 1 of 2 rows are of classes that the label map does not name" in told
+    assert "detections: 1 of 5 rows are of classes" in told
+    assert "1 of 5 rows have no area" in told and "1 of 5 rows are far outside of the frame" in told
+    assert "1 of 4 detections are on keyframes that the ground truth does not name" in told
+    assert main(files(groundtruth=[f"v,0902,{LEFT},12,0"], detections=[])) == 0
+    assert "detections: no boxes in it" in capsys.readouterr().err
+    assert main(files(groundtruth=[f"v,0902,{LEFT},12,0"], detections=[f"v,0902,{LEFT},12,0.9"])) == 0
+    assert capsys.readouterr().err == "", "a note on files in which all is well"
+
+
+def test_cutoffs_in_the_wrong_order_are_refused(files, capsys):
+    arguments = files(groundtruth=[f"v,0902,{LEFT},12,0"], detections=[f"v,0902,{LEFT},12,0.9"])
+    assert main([*arguments, "--cutoffs", "10000", "1000"]) == 2
+    assert "--cutoffs 10000 1000" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "text", "place"),
     [

@@ -102,6 +102,15 @@ def test_a_damaged_state_is_told(run):
         checkpoints.resume(engine, recipe)
 
 
+@pytest.mark.parametrize("damage", [lambda whole: whole[:2000], lambda whole: b"", lambda whole: b"\x80\x02K\x01."])
+def test_a_damaged_file_is_told(run, damage):
+    recipe, engine, config, checkpoints = run
+    file = checkpoints.save(1, engine, recipe, config, ALONE) / "plain.pt"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(UserError, match=r"plain.pt cannot be loaded.*move step-000001"):
+        checkpoints.resume(engine, recipe)
+
+
 def test_no_weights_is_an_error(tmp_path):
     with pytest.raises(UserError, match="no checkpoint at"):
         find_weights(tmp_path)

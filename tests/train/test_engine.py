@@ -9,6 +9,7 @@ import torch
 from data.errors import UserError
 from tests.dist import run_ranks
 from tests.train.tiny_runs import ZERO1, ZERO2, build, made_up_batches, run_several, tiny_recipe
+from train.checkpoint import Checkpoints
 from train.engine import deepspeed_config
 from train.launch import ToldError, init_distributed
 from train.loop import StepPlan, agree
@@ -157,7 +158,72 @@ def test_a_contradicting_configuration_is_refused(tmp_path, change, message):
         deepspeed_config(str(path), tiny_recipe(tmp_path))
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "not a DeepSpeed configuration"), ("[]", "JSON object")])
+def refusals(out, paths):
+    """What building an engine with each of the configurations says."""
+    rank, said = init_distributed(), []
+    for path in paths:
+        with pytest.raises(UserError) as refused:
+            build(tiny_recipe(out), rank, path)
+        said.append(str(refused.value))
+    return said
+
+
+def test_what_deepspeed_does_not_accept_is_told(tmp_path):
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"zero_optimization": {"stage": 2, "reduce_bucket": 1}}, "reduce_bucket Extra inputs are not permitted"),
+        ({"zero_optimization": {"stage": 2, "reduce_bucket_size": -1}}, "greater than 0"),
+        ({"amp": {"enabled": True}}, "AMP integration has been removed"),
+        ({"checkpoint": 3}, "does not accept its configuration"),
+    ]
+    paths = []
+    for number, (change, _) in enumerate(cases):
+        path = tmp_path / f"{number}.json"
+        path.write_text(json.dumps({"zero_optimization": {"stage": 2}} | change))
+        paths.append(str(path))
+    said = run_ranks(refusals, 1, str(tmp_path / "run"), paths)[0]
+    for text, (_, message) in zip(said, cases, strict=True):
+        assert message in text and "--ds" in text
+
+
+def resumptions(out, damages):
+    """What resuming says after each damage to the same checkpoint; every rank comes back."""
+    rank = init_distributed()
+    recipe = tiny_recipe(out)
+    engine, config, _ = build(recipe, rank, ZERO2)
+    checkpoints = Checkpoints(out, recipe.keep)
+    folder = checkpoints.save(1, engine, recipe, config, rank)
+    said = []
+    for name, size in damages:
+        file = folder / name
+        whole = file.read_bytes()
+        rank.barrier()
+        if rank.first and size is None:
+            file.unlink()
+        elif rank.first:
+            file.write_bytes(whole[:size])
+        rank.barrier()
+        with pytest.raises(UserError) as refused:
+            rank.together(lambda: checkpoints.resume(engine, recipe))
+        said.append(str(refused.value))
+        rank.barrier()
+        if rank.first:
+            file.write_bytes(whole)
+        rank.barrier()
+    return said
+
+
+def test_a_damaged_checkpoint_is_told_on_every_rank(tmp_path):
+    states, model = "zero_pp_rank_1_mp_rank_00_optim_states.pt", "mp_rank_00_model_states.pt"
+    damages = [(states, 2000), (states, 0), (model, 2000), (model, None)]
+    first, second = run_ranks(resumptions, 2, str(tmp_path), damages)
+    assert first == second
+    assert all("cannot be loaded" in text and "before it" in text for text in first), first
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "not a DeepSpeed configuration"), ("[]", "JSON object"), ("[" * 10**5, "not a DeepSpeed configuration")],
+)
 def test_a_broken_configuration_is_refused(tmp_path, text, message):
     path = tmp_path / "ds.json"
     path.write_text(text)

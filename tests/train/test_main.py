@@ -7,14 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from data.errors import UserError
 from tests.dist import free_port
 from tests.tiny_shards import make_classification_set, make_localisation_set
 from train.recipe import PROJECT, load_recipe
+from train.tasks import open_tasks
 
 BIN = Path(sys.executable).parent
 MAIN = str(PROJECT / "train" / "main.py")
@@ -167,6 +170,42 @@ def test_a_mistake_is_told_once(world, args, message):
     assert len(errors) == 1 and message in errors[0], done.stderr
     assert 'main.py", line' not in done.stderr, "a traceback"
     assert not (world / "bad").exists()
+
+
+def change_index(path: Path, field: str, value: int) -> None:
+    index = np.load(path)
+    index[field] = value
+    np.save(path, index)
+
+
+def change_manifest(path: Path, **fields: object) -> None:
+    manifest = json.loads(path.read_text())
+    manifest["shards"][0] |= fields
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder, tar: tar.unlink(), "1 of .* tars of .* are missing .*000000.tar: No such file"),
+        (lambda folder, tar: tar.write_bytes(tar.read_bytes()[:2000]), "000000.tar has 2000 bytes and not"),
+        (lambda folder, tar: (folder / "kinetics-train.index.npy").unlink(), "index.npy cannot be read"),
+        (
+            lambda folder, tar: change_index(folder / "kinetics-train.index.npy", "shard", 7),
+            "index.npy is not of these",
+        ),
+        (lambda folder, tar: change_index(folder / "kinetics-train.index.npy", "json_offset", 2**63), "6 of its 6"),
+        (lambda folder, tar: change_index(folder / "kinetics-train.index.npy", "video_bytes", 2**31), "6 of its 6"),
+        (lambda folder, tar: change_manifest(folder / "kinetics-train.manifest.json", examples="6"), "whole numbers"),
+        (lambda folder, tar: change_manifest(folder / "kinetics-train.manifest.json", bytes=-1), "whole numbers"),
+    ],
+)
+def test_a_set_that_is_not_whole_is_told_before_the_run(world, tmp_path, damage, message):
+    shards = make_classification_set(tmp_path, "kinetics", "train")
+    damage(tmp_path, tmp_path / shards.manifest.shards[0].name)
+    recipe = load_recipe(world / "recipe.yaml", [f"tasks.kinetics.shards={tmp_path}/kinetics-train"])
+    with pytest.raises(UserError, match=message):
+        open_tasks(recipe)
 
 
 def test_without_shards_it_says_what_to_run(tmp_path):

@@ -278,6 +278,13 @@ def test_keyframes_closer_than_every_are_thinned(model, tmp_path, capsys):
     assert "45 keyframes of v lie in the video, which begins at second 0; 6 are used" in capsys.readouterr().out
 
 
+def test_boxes_of_which_none_is_used_are_told(model, tmp_path, capsys):
+    video = make_video(tmp_path / "v.mp4")
+    (tmp_path / "boxes.csv").write_text("v,1,10,20,100,90,,0.99\nv,2,0.1,0.1,0.5,0.5,,0.01\n")
+    predict(model, video, tmp_path / "out.mp4", "--boxes", tmp_path / "boxes.csv")
+    assert "no box is used" in capsys.readouterr().err
+
+
 def test_the_grid_of_moments():
     assert grid(3.0, 1.0).tolist() == [0.5, 1.5, 2.5]
     assert grid(0.4, 1.0).tolist() == [0.2]
@@ -292,6 +299,8 @@ def test_the_grid_of_moments():
         (["--every", "0"], "--every 0.0: expected more than 0"),
         (["--out", "out.gif"], "give a name that ends in .mp4, .mov, .mkv"),
         (["--still", "out.txt"], "give a name that ends in .png"),
+        (["--detections", "."], "--detections .: is a folder"),
+        (["--out", f"{__file__}/out.mp4"], "is not a folder that can be written to"),
         (["--video", "nowhere.mp4"], "there is no such file"),
         (["--checkpoint", "nowhere"], "no checkpoint at nowhere"),
         (["--boxes", "nowhere.csv"], "nowhere.csv cannot be read"),

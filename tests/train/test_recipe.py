@@ -72,6 +72,16 @@ def test_a_relative_path_is_looked_for_in_the_project_too(tmp_path, monkeypatch)
         ("tasks.ava.kind=detection", "tasks.ava.kind=detection: must be one of classification, localisation"),
         ("tasks.ava.batch=0", "tasks.ava.batch=0: must be at least 1"),
         ("out=${nowhere}", "nowhere"),
+        ("name=[1,2", "override 'name=.1,2': its value is not YAML"),
+        ("name='", "its value is not YAML"),
+        ("tasks.ava=null", "tasks.ava: must not be null"),
+        ("steps=", "steps: must not be null"),
+        ("optim.lr=inf", "optim.lr=inf: must be finite"),
+        ("tasks.ava.loss_weight=nan", "tasks.ava.loss_weight=nan: must be finite"),
+        ("optim.min_lr=1", "optim.min_lr=1.0: must be from 0 to optim.lr"),
+        ("optim.warmup_steps=-1", "optim.warmup_steps=-1: must not be below 0"),
+        ("optim.betas=[0.9,1.5]", "optim.betas=.*: must be two numbers in"),
+        ("seed=18446744073709551616", "seed=.*below 2"),
     ],
 )
 def test_a_wrong_override_says_what_is_right(override, message):

@@ -1,0 +1,59 @@
+"""The log of a run: it says when it cannot be written, and two runs do not share one."""
+
+import resource
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from data.errors import UserError
+from train.launch import Rank
+from train.run_log import RunLog
+
+ALONE = Rank(0, 1, torch.device("cpu"))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own thread
+def test_a_full_disk_is_told(tmp_path):
+    log = RunLog(tmp_path, ALONE, steps=1000, every=1, start=0)
+    log.step(0, {"look": 1.0}, 4, 0.1, 1e-3, 1.0)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then a write past the limit is an error, as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"the log in .* cannot be written: .*--resume goes on"):
+            for step in range(1, 30):
+                log.step(step, {"look": 1.0}, 4, 0.1, 1e-3, 1.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, old)
+
+
+def test_a_folder_that_is_a_file_is_told(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(UserError, match=r"run cannot be written: .*File exists"):
+        RunLog(tmp_path / "run", ALONE, steps=1, every=1, start=0)
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
+    log = RunLog(tmp_path, ALONE, steps=1, every=1, start=0)
+    log.say("first")
+    other = f"""
+import torch
+from data.errors import UserError
+from train.launch import Rank
+from train import run_log
+from train.run_log import RunLog
+run_log.LOCK_WAIT = 0.3
+try:
+    RunLog({str(tmp_path)!r}, Rank(0, 1, torch.device("cpu")), steps=1, every=1, start=0)
+except UserError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True)
+    assert f"another run is writing to {tmp_path}" in done.stdout, done.stderr
+    log.close()
+    done = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True)
+    assert done.stdout == "", "the first has ended"
