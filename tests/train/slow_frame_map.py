@@ -49,7 +49,7 @@ def slow_frame_map(
 
 def _highest(boxes: list[tuple[int, Box]], most: int) -> list[tuple[int, Box]]:
     """A full heap gives up its least row, by score, label, y1, x1, y2, x2, to a row of a higher score."""
-    heap = []
+    heap: list[tuple] = []
     for place, box in boxes:
         x1, y1, x2, y2 = box.corners
         row = (box.score, box.label, y1, x1, y2, x2, -place, (place, box))

@@ -47,7 +47,7 @@ def test_time_counts_from_the_beginning_of_the_file_also_where_sound_comes_first
         (late, ["-itsoffset", "0.8", "-i", plain, *sound]),
         (cut, ["-itsoffset", "30", "-i", plain]),
     ):
-        subprocess.run(["ffmpeg", "-v", "error", *inputs, "-c:v", "copy", "-copyts", path], check=True)
+        subprocess.run(["ffmpeg", "-v", "error", *map(str, inputs), "-c:v", "copy", "-copyts", path], check=True)
     assert VideoReader(late).seconds == pytest.approx(VideoReader(plain).seconds + 0.8, abs=0.05)
     assert VideoReader(cut).seconds == pytest.approx(VideoReader(plain).seconds, abs=0.05)
     first, second, later = VideoReader(plain).frames_at(np.array([0.0, 1.0, 1.8]))
