@@ -3,15 +3,17 @@
 from models.attention import eager_attention, scaled_dot_product_attention
 from models.cofinetune import CofinetuneModel, create_model
 from models.heads import ClassificationHead, LocalisationHead
-from models.inflate import InitReport, init_from_image_vit
+from models.inflate import init_from_image_vit
+from models.load_report import LoadReport
 from models.param_rules import layer_index, no_weight_decay
+from models.pretrained import backbone_from_checkpoint, init_from_checkpoint
 from models.vit import VideoViT, VideoViTConfig, create_backbone, flops_per_clip
-from models.weights import backbone_from_checkpoint, load_model, save_model
+from models.weights import load_model, save_model
 
 __all__ = [
     "ClassificationHead",
     "CofinetuneModel",
-    "InitReport",
+    "LoadReport",
     "LocalisationHead",
     "VideoViT",
     "VideoViTConfig",
@@ -20,6 +22,7 @@ __all__ = [
     "create_model",
     "eager_attention",
     "flops_per_clip",
+    "init_from_checkpoint",
     "init_from_image_vit",
     "layer_index",
     "load_model",

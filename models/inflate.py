@@ -4,7 +4,6 @@ import difflib
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
@@ -13,7 +12,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from models.fit import check_fit, summarise
+from models.fit import check_fit
+from models.load_report import LoadReport
 from models.options import check_choice
 from models.positions import resample_positions
 from models.vit import VideoViT
@@ -36,35 +36,11 @@ UNREADABLE: Final = (
 OPTIONAL: Final = frozenset({CLASS_TOKEN, "norm.weight", "norm.bias"})
 
 
-@dataclass(frozen=True)
-class InitReport:
-    """What became of the tensors of an image model.
-
-    Attributes:
-        loaded: the backbone's parameters that were set from it.
-        interpolated: those of them that had to be interpolated.
-        left_over: the image model's tensors without a place in the backbone (its head, say).
-        missing: the backbone's parameters that it did not have; they keep their random initialisation.
-    """
-
-    loaded: tuple[str, ...]
-    interpolated: tuple[str, ...]
-    left_over: tuple[str, ...]
-    missing: tuple[str, ...]
-
-    def __str__(self) -> str:
-        parts = [f"{len(self.loaded)} tensors loaded"]
-        for what in ("interpolated", "left_over", "missing"):
-            if names := getattr(self, what):
-                parts.append(f"{len(names)} {what.replace('_', ' ')} ({summarise(names)})")
-        return ", ".join(parts)
-
-
 def init_from_image_vit(
     backbone: VideoViT,
     source: str | os.PathLike[str] | Mapping[str, Tensor],
     inflate: Literal["central_frame", "average"] = "central_frame",
-) -> InitReport:
+) -> LoadReport:
     """Copies an image ViT into `backbone`, so that each time step of a still video starts as the image.
 
     The patch kernel goes to the tubelet's centre frame with zeros elsewhere ("central_frame"), or to every frame,
@@ -102,7 +78,7 @@ def init_from_image_vit(
     with torch.no_grad():
         for name in loaded:
             target[name].copy_(image[name])
-    return InitReport(loaded, (POSITIONS,) if interpolated else (), left_over, missing)
+    return LoadReport(loaded, (POSITIONS,) if interpolated else (), left_over, missing)
 
 
 def _inflate_kernel(kernel: Tensor, frames: int, inflate: str) -> Tensor:
