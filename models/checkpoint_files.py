@@ -9,7 +9,7 @@ import json
 import os
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +31,8 @@ WEIGHT_FILES: Final = (
 """Names of weights in a folder of Hugging Face's layout, in the order of preference."""
 WRAPPERS: Final = ("model", "module", "state_dict")
 """Keys under which trainers keep the state dict: VideoMAE's and timm's scripts, DeepSpeed, Lightning."""
+EMA_FIRST: Final = ("state_dict_ema", "model_ema", *WRAPPERS)
+"""timm's order: weights averaged over training first."""
 MAX_JSON_BYTES: Final = 16 << 20
 # What torch.load, safetensors and timm raise for a file that is damaged or holds something else.
 UNREADABLE: Final = (
@@ -106,11 +108,12 @@ def find_weights_file(folder: Path) -> Path:
     raise ValueError(f"{folder}: none of {', '.join(WEIGHT_FILES)} is there")
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(path: Path, wrappers: Sequence[str] = WRAPPERS) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state dict in a file, or in all the files that an index names.
 
     Args:
         path: .safetensors, .bin, .pth, .pt, or an index (.index.json).
+        wrappers: keys under which the state dict may be, in the order of preference.
 
     Returns:
         Name -> tensor on the CPU, without what DDP and torch.compile put in front of names; and the command line of
@@ -136,7 +139,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if isinstance(content, Mapping):
         kept = content.get("args")
         args = dict(vars(kept)) if isinstance(kept, argparse.Namespace) else {}
-        wrapper = next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        wrapper = next((key for key in wrappers if isinstance(content.get(key), Mapping)), None)
         content = content if wrapper is None else content[wrapper]
     if not isinstance(content, Mapping) or not content:
         raise ValueError(f"{path}: not a state dict")

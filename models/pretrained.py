@@ -167,24 +167,26 @@ def _locate(path: Path) -> tuple[Path | None, Path | None]:
     if path.is_dir():
         if (path / CONFIG_FILE).exists():
             return path, None
-        for folder in (path / "checkpoints", path):  # a run's folder, or that of its checkpoints
-            if (newest := _latest(folder)) is not None:
-                return newest, None
+        if (newest := latest_checkpoint(path)) is not None:
+            return newest, None
         return path, None  # where reading config.json fails and says what is readable
     if not path.is_file() or not path.name.endswith((*FILE_SUFFIXES, ".index.json")):
         raise ValueError(f"{path}: not a checkpoint; {READABLE}")
-    if path.name in WEIGHT_FILES:
+    if path.name in WEIGHT_FILES and (path.parent / CONFIG_FILE).exists():
         return path.parent, path
     return None, path
 
 
-def _latest(folder: Path) -> Path | None:
-    """The checkpoint that `latest` in `folder` names."""
-    try:
-        name = (folder / "latest").read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        return None
-    return folder / name if Path(name).name == name and (folder / name / CONFIG_FILE).is_file() else None
+def latest_checkpoint(path: Path) -> Path | None:
+    """The checkpoint that a run's folder, or the folder of its checkpoints, names as its newest."""
+    for folder in (path / "checkpoints", path):
+        try:
+            name = (folder / "latest").read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            continue
+        if Path(name).name == name and (folder / name / CONFIG_FILE).is_file():
+            return folder / name
+    return None
 
 
 def _foreign(

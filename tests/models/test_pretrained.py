@@ -90,13 +90,16 @@ def test_every_class_and_file(tmp_path, family, kind, layout):
     (weights,) = [tmp_path / name for name in os.listdir(tmp_path) if name in WEIGHTS]
     check_tokens(weights, model)
     heads = {name.split(".")[0] for name in backbone.load_report.left_over}
-    assert heads == {
-        "VivitModel": {"pooler"},
-        "VivitForVideoClassification": {"classifier"},
-        "VideoMAEModel": set(),
-        "VideoMAEForPreTraining": {"decoder", "encoder_to_decoder", "mask_token"},
-        "VideoMAEForVideoClassification": {"classifier", "fc_norm"},
-    }[kind.__name__]
+    assert (
+        heads
+        == {
+            "VivitModel": {"pooler"},
+            "VivitForVideoClassification": {"classifier"},
+            "VideoMAEModel": set(),
+            "VideoMAEForPreTraining": {"decoder", "encoder_to_decoder", "mask_token"},
+            "VideoMAEForVideoClassification": {"classifier", "fc_norm"},
+        }[kind.__name__]
+    )
 
 
 WEIGHTS = (
@@ -219,7 +222,7 @@ def test_a_mismatch_is_an_error_unless_allowed_by_name(tmp_path):
     del state["layernorm.weight"], state["encoder.layer.1.output.dense.bias"]
     state["encoder.layer.0.lora.weight"] = torch.zeros(3)
     save_file(state, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"2 missing \(.*norm\.weight.*1 unexpected \(encoder\.layer\.0\.lora\.weight\)"):
+    with pytest.raises(ValueError, match=r"2 missing \(.*norm\.weight.*1 unexpected \(encoder\.layer\.0\.lora"):
         backbone_from_checkpoint(tmp_path)
     with pytest.raises(ValueError, match=r"1 missing \(blocks\.1\.mlp\.fc2\.bias\)$"):
         backbone_from_checkpoint(tmp_path, allow_missing=["norm"], allow_unexpected=["*.lora.*"])
