@@ -8,10 +8,11 @@ from models.load_report import LoadReport
 from models.param_rules import layer_index, no_weight_decay
 from models.pretrained import backbone_from_checkpoint, init_from_checkpoint
 from models.sources import init_backbone, read_source
-from models.vit import VideoViT, VideoViTConfig, create_backbone, flops_per_clip
+from models.vit import PRESETS, VideoViT, VideoViTConfig, create_backbone, flops_per_clip
 from models.weights import load_model, save_model
 
 __all__ = [
+    "PRESETS",
     "ClassificationHead",
     "CofinetuneModel",
     "LoadReport",

@@ -128,7 +128,7 @@ def init_from_image_vit(
         for name in loaded:
             target[name].copy_(image[name])
     notes = ("the class token's position is zero",) if CLASS_TOKEN in missing else ()
-    report = LoadReport(loaded, (POSITIONS,) if interpolated else (), left_over, missing, notes)
+    report = LoadReport(loaded, (POSITIONS,) if interpolated else (), left_over, missing, notes, model.normalisation)
     backbone.load_report = report
     return report
 

@@ -17,6 +17,8 @@ class LoadReport:
         left_over: the source's tensors without a place in the backbone (its head or decoder, say), by its own names.
         missing: the backbone's tensors that it did not have; they keep their random initialisation.
         notes: whatever else a user should know, a sentence each.
+        normalisation: mean and std of the three channels that the source was trained with, for values in [0, 1];
+            None: it does not say.
     """
 
     loaded: tuple[str, ...]
@@ -24,6 +26,7 @@ class LoadReport:
     left_over: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    normalisation: tuple[list[float], list[float]] | None = None
 
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} tensors loaded"]

@@ -45,7 +45,7 @@ def read_checkpoint(
     Raises:
         ValueError: names the file and says what is wrong with it, or which formats are read.
     """
-    folder, file = _locate(Path(path))
+    folder, file = locate(Path(path))
     config = None if folder is None else read_model_config(folder)
     if config is None:
         assert file is not None
@@ -162,7 +162,7 @@ def init_from_checkpoint(
     return report
 
 
-def _locate(path: Path) -> tuple[Path | None, Path | None]:
+def locate(path: Path) -> tuple[Path | None, Path | None]:
     """The folder whose config.json describes `path`, if there is one, and the file of weights, if one was named."""
     if path.is_dir():
         if (path / CONFIG_FILE).exists():
@@ -226,19 +226,19 @@ def _read_normalisation(folder: Path) -> tuple[list[float], list[float]] | None:
         scale, offset = told.get("rescale_factor", 1 / 255), bool(told.get("offset", False))
         if not told.get("do_normalize", True):
             mean, std = [0.0] * CHANNELS, [1.0] * CHANNELS
-        for value in (*_triple("image_mean", mean), *_triple("image_std", std), scale):
-            check_number("normalisation", value, -1e6, 1e6)
+        mean, std = _triple("image_mean", mean), _triple("image_std", std)
+        check_number("rescale_factor", scale, -1e6, 1e6)
     # value in [0, 1] -> (255 scale value - offset - mean) / std
     factor = 255 * scale
     if factor == 0 or 0 in std:
         return None
-    return [(float(m) + offset) / factor for m in mean], [float(s) / factor for s in std]
+    return [(m + offset) / factor for m in mean], [s / factor for s in std]
 
 
-def _triple(what: str, values: Any) -> list[Any]:
+def _triple(what: str, values: Any) -> list[float]:
     if not isinstance(values, list) or len(values) != CHANNELS:
         raise ValueError(f"{what} must be {CHANNELS} numbers, not {values!r}")
-    return values
+    return [float(check_number(what, value, -1e6, 1e6)) for value in values]
 
 
 def _read_own(folder: Path, config: Mapping[str, Any]) -> VideoCheckpoint:
@@ -251,5 +251,5 @@ def _read_own(folder: Path, config: Mapping[str, Any]) -> VideoCheckpoint:
         check_fit(f"does not fit {CONFIG_FILE}", shapes_of(saved), found)
         state = {name: weights.get_tensor(prefix + name) for name in found}
         heads = tuple(name for name in weights.keys() if not name.startswith(prefix))  # noqa: SIM118 - no mapping
-    normalisation = (config["mean"], config["std"]) if "mean" in config and "std" in config else None
+        normalisation = (_triple("mean", config.get("mean")), _triple("std", config.get("std")))
     return VideoCheckpoint("checkpoint of this project", saved.config, state, heads, normalisation=normalisation)

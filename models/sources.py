@@ -38,12 +38,10 @@ class Source:
         video: whether it is a video model; else an image model, whose patches are to be inflated.
         options: VideoViTConfig's options that the backbone must have; of an image model those that it says. A video
             model's has all of ARCHITECTURE.
-        normalisation: mean and std of its channels, for values in [0, 1]; None: not said.
     """
 
     video: bool
     options: dict[str, Any]
-    normalisation: tuple[list[float], list[float]] | None
 
 
 def read_source(
@@ -64,10 +62,10 @@ def read_source(
     """
     if not is_video(source):
         image = read_image_vit(source, network_only=True)
-        return Source(False, image.options, image.normalisation)
+        return Source(False, image.options)
     checkpoint = read_checkpoint(source, num_heads, source_num_frames, source_image_size)
     options = {key: value for key, value in asdict(checkpoint.config).items() if key in ARCHITECTURE}
-    return Source(True, options, checkpoint.normalisation)
+    return Source(True, options)
 
 
 def init_backbone(

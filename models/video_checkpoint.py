@@ -95,6 +95,7 @@ def plan_load(
         left_over=(*checkpoint.left_over, *surplus),
         missing=missing,
         notes=tuple(notes),
+        normalisation=checkpoint.normalisation,
     )
 
 

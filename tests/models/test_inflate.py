@@ -167,7 +167,7 @@ def test_a_folder_of_the_hub(tmp_path):
     with pytest.raises(ValueError, match="has num_heads=3, the backbone num_heads=6"):
         init_from_image_vit(create_backbone("vit_tiny", 2, 64, num_heads=6), tmp_path)
     told = read_source(tmp_path)
-    assert not told.video and told.normalisation == ([0.5] * 3, [0.5] * 3)
+    assert not told.video and report.normalisation == ([0.5] * 3, [0.5] * 3)
     assert told.options["act_layer"] == "gelu" and told.options["norm_eps"] == 1e-6
 
 
