@@ -214,7 +214,7 @@ def _describe(model: nn.Module) -> dict[str, Any]:
     name = type(model).__name__
     if not isinstance(model, VisionTransformer):
         raise ValueError(f"it is a {name} of timm, and only VisionTransformer can be inflated")
-    block = model.blocks[0]
+    block: Any = model.blocks[0]
     act = ACT_LAYERS.get(type(block.mlp.act)) if hasattr(block, "mlp") and hasattr(block.mlp, "act") else None
     if act is None or not isinstance(block.norm1, nn.LayerNorm):
         raise ValueError(f"its blocks are not those of a plain vision transformer: {type(block).__name__}")

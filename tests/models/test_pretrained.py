@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,7 +126,7 @@ SQUARE = {"image_size": 32, "layer_norm_eps": 1e-6}
 def test_original_videomae_files(tmp_path, wrapper, legacy, kind, options):
     model = videomae(kind, **SQUARE, **options)
     state = original_layout(model, finetuned=kind is VideoMAEForVideoClassification)
-    content = state
+    content: dict[str, Any] = dict(state)
     if wrapper:
         content = {wrapper: state, "epoch": np.int64(800), "best": np.float32(0.5), "optimizer": {"state": {}}}
         content["args"] = ARGS

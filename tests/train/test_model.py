@@ -40,7 +40,7 @@ def test_what_a_recipe_leaves_open_is_as_the_source_has_it(tmp_path, family):
     expected = {"vivit": {"act_layer": "gelu_tanh", "qkv_bias": False, "class_token": True}}
     expected["videomae"] = {"pos_embed": "sincos", "norm_eps": 1e-4, "final_norm": False}
     assert expected[family].items() <= config["backbone"].items()
-    told = describe_init(recipe, model)
+    told = describe_init(recipe, model) or ""
     assert "tensors loaded" in told and "classifier" in told
     assert "trained with model.mean=[0.4, 0.5, 0.6] model.std=[1.0, 1.0, 1.0]; the recipe has [0.5, 0.5, 0.5]" in told
 
