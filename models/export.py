@@ -179,8 +179,6 @@ def parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """The steps of an export; the exit status."""
     folder, _ = locate(Path(args.checkpoint))
-    if folder is None:
-        raise ValueError(f"{args.checkpoint}: give a run's or a checkpoint's folder")
     model, config = load_model(folder)
     if args.task is not None and args.task not in model.heads:
         raise ValueError(f"--task {args.task}: the checkpoint has {', '.join(model.heads)}")

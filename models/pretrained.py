@@ -1,6 +1,7 @@
 """Pretrained video backbones of every family: opened, checked against a backbone, loaded and reported."""
 
 import logging
+import math
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
@@ -13,7 +14,6 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from models.checkpoint_files import (
     CONFIG_FILE,
     FILE_SUFFIXES,
-    WEIGHT_FILES,
     find_weights_file,
     naming,
     read_json,
@@ -24,7 +24,6 @@ from models.fit import check_fit, shapes_of
 from models.hf_layout import FAMILIES, Translated, from_hf, read_config
 from models.load_report import LoadReport
 from models.options import check_keys, check_mapping, check_number
-from models.positions import sincos_positions
 from models.video_checkpoint import POSITIONS, VideoCheckpoint, load_planned, plan_load
 from models.videomae import from_videomae, infer_config, is_videomae
 from models.vit import CHANNELS, VideoViT, VideoViTConfig
@@ -46,36 +45,34 @@ def read_checkpoint(
         ValueError: names the file and says what is wrong with it, or which formats are read.
     """
     folder, file = locate(Path(path))
-    config = None if folder is None else read_model_config(folder)
-    if config is None:
-        assert file is not None
-        with naming(file):
-            tensors, args = read_tensors(file)
-            if not is_videomae(tensors):
-                raise ValueError(f"no video transformer: {READABLE}")
-            found = from_videomae(tensors)
-            told = {"num_heads": num_heads, "num_frames": source_num_frames, "image_size": source_image_size}
-            network, notes = infer_config(found.state, args, **told)  # type: ignore[arg-type]
+    if file is not None and file.name != WEIGHTS_FILE:
+        tensors, args = read_tensors(file)
+        if is_videomae(tensors):
+            with naming(file):
+                found = from_videomae(tensors)
+                network, notes = infer_config(found.state, args, num_heads, source_num_frames, source_image_size)
             return _foreign("VideoMAE checkpoint", network, found, _imagenet(), notes)
-    assert folder is not None
-    where = folder / CONFIG_FILE
-    with naming(where):
+        if not (folder / CONFIG_FILE).exists():
+            raise ValueError(f"{file}: no video transformer, and no {CONFIG_FILE} beside it; {READABLE}")
+    config = read_model_config(folder)
+    if config.get("format") == FORMAT:
+        return _read_own(folder, config)
+    with naming(folder / CONFIG_FILE):
+        family = config.get("model_type")
+        if "architecture" in config and family is None:
+            raise ValueError(f"is of an image model of timm: use init_from_image_vit; {READABLE}")
+        if not isinstance(family, str) or family not in FAMILIES:
+            raise ValueError(f'its "format" is not "{FORMAT}" and its model_type is {family!r}; {READABLE}')
         if source_num_frames is not None or source_image_size is not None:
             raise ValueError(
                 "says which clips it was trained on: source_num_frames and source_image_size are for files that do not"
             )
-        if config.get("format") == FORMAT:
-            return _read_own(folder, config)
-        if "architecture" in config and "model_type" not in config:
-            raise ValueError(f"is of an image model of timm: use init_from_image_vit; {READABLE}")
-        family = config.get("model_type")
-        if family not in FAMILIES:
-            raise ValueError(f'its "format" is not "{FORMAT}" and its model_type is {family!r}; {READABLE}')
         network, notes = read_config(config)
     file = file or find_weights_file(folder)
+    tensors, _ = read_tensors(file)
     with naming(file):
-        found = from_hf(read_tensors(file)[0], family)
-        return _foreign(FAMILIES[family], network, found, _read_normalisation(folder), notes)
+        found = from_hf(tensors, family)
+    return _foreign(FAMILIES[family], network, found, _read_normalisation(folder), notes)
 
 
 def backbone_from_checkpoint(
@@ -162,19 +159,18 @@ def init_from_checkpoint(
     return report
 
 
-def locate(path: Path) -> tuple[Path | None, Path | None]:
-    """The folder whose config.json describes `path`, if there is one, and the file of weights, if one was named."""
+def locate(path: Path) -> tuple[Path, Path | None]:
+    """The folder whose config.json describes `path`, if it is there, and the file of weights, if one was named.
+
+    Raises:
+        ValueError: neither a folder nor a file of a readable kind.
+    """
     if path.is_dir():
-        if (path / CONFIG_FILE).exists():
-            return path, None
-        if (newest := latest_checkpoint(path)) is not None:
-            return newest, None
-        return path, None  # where reading config.json fails and says what is readable
+        newest = None if (path / CONFIG_FILE).exists() else latest_checkpoint(path)
+        return newest or path, None
     if not path.is_file() or not path.name.endswith((*FILE_SUFFIXES, ".index.json")):
         raise ValueError(f"{path}: not a checkpoint; {READABLE}")
-    if path.name in WEIGHT_FILES and (path.parent / CONFIG_FILE).exists():
-        return path.parent, path
-    return None, path
+    return path.parent, path
 
 
 def latest_checkpoint(path: Path) -> Path | None:
@@ -196,9 +192,8 @@ def _foreign(
     normalisation: tuple[list[float], list[float]] | None,
     notes: list[str],
 ) -> VideoCheckpoint:
-    if config.pos_embed == "sincos":  # computed there, not stored
-        count = config.grid[0] * config.grid[1] * config.grid[2]
-        found.state[POSITIONS] = sincos_positions(count, config.embed_dim)
+    if config.pos_embed == "sincos":  # computed there, not stored; here once all else is known to fit
+        found.state[POSITIONS] = torch.empty(1, math.prod(config.grid), config.embed_dim, device="meta")
     return VideoCheckpoint(
         what,
         config,
@@ -242,14 +237,14 @@ def _triple(what: str, values: Any) -> list[float]:
 
 
 def _read_own(folder: Path, config: Mapping[str, Any]) -> VideoCheckpoint:
-    check_version(config)
-    with torch.device("meta"):
+    with naming(folder / CONFIG_FILE), torch.device("meta"):
+        check_version(config)
         saved = build_backbone(check_mapping("backbone", config.get("backbone")))
+        normalisation = (_triple("mean", config.get("mean")), _triple("std", config.get("std")))
     prefix = "backbone."
     with open_weights(folder / WEIGHTS_FILE) as weights:
         found = {name.removeprefix(prefix): s for name, s in shapes_in(weights).items() if name.startswith(prefix)}
         check_fit(f"does not fit {CONFIG_FILE}", shapes_of(saved), found)
         state = {name: weights.get_tensor(prefix + name) for name in found}
         heads = tuple(name for name in weights.keys() if not name.startswith(prefix))  # noqa: SIM118 - no mapping
-        normalisation = (_triple("mean", config.get("mean")), _triple("std", config.get("std")))
     return VideoCheckpoint("checkpoint of this project", saved.config, state, heads, normalisation=normalisation)

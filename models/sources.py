@@ -10,7 +10,7 @@ from models.checkpoint_files import CONFIG_FILE, WEIGHT_FILES, naming, read_json
 from models.inflate import init_from_image_vit, read_image_vit
 from models.load_report import LoadReport
 from models.pretrained import init_from_checkpoint, latest_checkpoint, read_checkpoint
-from models.videomae import is_videomae
+from models.videomae import KERNEL, is_videomae
 from models.vit import VideoViT
 
 ARCHITECTURE: Final = (
@@ -87,19 +87,19 @@ def init_backbone(
 
 
 def is_video(source: str | os.PathLike[str]) -> bool:
-    """Whether `source` is, by its config.json or tubelet kernel, a video model."""
+    """Whether `source` is, by its tubelet kernel or its config.json, a video model."""
     path = Path(source)
-    if path.is_file() and path.name not in WEIGHT_FILES:
-        return is_videomae(read_tensors(path)[0])
-    folder = path if path.is_dir() else path.parent
     if not path.exists():
         return False
+    if path.is_file():
+        tensors = read_tensors(path)[0]
+        if is_videomae(tensors) or KERNEL in tensors:
+            return is_videomae(tensors)
+    folder = path if path.is_dir() else path.parent
     config = folder / CONFIG_FILE
     if config.is_file():
         with naming(config):
             document = read_json(config)
         return "format" in document or "model_type" in document
-    if path.is_file():
-        return is_videomae(read_tensors(path)[0])
     # A run of this project; or nothing at all, which the reader of video models says best.
     return latest_checkpoint(path) is not None or not any((path / name).is_file() for name in WEIGHT_FILES)

@@ -1,5 +1,6 @@
 """A pretrained video backbone in this project's names, and how it gets into a backbone, tensor by tensor."""
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from models.fit import check_fit, shapes_of
 from models.load_report import LoadReport, allowed, check_patterns
-from models.positions import resample_positions
+from models.positions import resample_positions, sincos_positions
 from models.vit import VideoViT, VideoViTConfig
 
 POSITIONS, CLASS_TOKEN = "pos_embed", "cls_token"
@@ -24,7 +25,7 @@ class VideoCheckpoint:
     Attributes:
         what: its family, for messages: "Hugging Face ViViT".
         config: the network that it was trained as.
-        state: the backbone's name -> tensor.
+        state: the backbone's name -> tensor; positions on the meta device stand for the sine-cosine table.
         left_over: its tensors that belong to a head or decoder.
         unknown: its tensors that belong nowhere.
         fc_norm: "weight" and "bias" of the LayerNorm that a network without a final norm has behind the mean.
@@ -75,7 +76,7 @@ def plan_load(
     found = {name: tuple(tensor.shape) for name, tensor in state.items() if name not in surplus}
     found |= {name: () for name in checkpoint.unknown if name not in surplus}
     if POSITIONS in found and POSITIONS in expected:  # of another grid, perhaps: looked at apart
-        length = trained.class_token + trained.grid[0] * trained.grid[1] * trained.grid[2]
+        length = trained.class_token + math.prod(trained.grid)
         _check_positions(found.pop(POSITIONS), (1, length, trained.embed_dim), trained)
         del expected[POSITIONS]
     check_fit(
@@ -88,7 +89,10 @@ def plan_load(
             raise ValueError(f"{name} holds {tensor.dtype}; weights are floating-point numbers")
     chosen = {name: tensor for name, tensor in state.items() if name in backbone.state_dict()}
     if POSITIONS in chosen:
-        chosen[POSITIONS] = _fit_positions(chosen[POSITIONS], trained, wanted)
+        positions = chosen[POSITIONS]
+        if positions.is_meta:
+            positions = sincos_positions(positions.shape[1], positions.shape[2])
+        chosen[POSITIONS] = _fit_positions(positions, trained, wanted)
     return chosen, LoadReport(
         loaded=tuple(chosen),
         interpolated=(POSITIONS,) if POSITIONS in chosen and trained.grid != wanted.grid else (),

@@ -5,6 +5,7 @@ N = t h w tokens of width D, behind P prefix tokens (the class token, if any). P
 Source of the architecture: Arnab et al., "ViViT: A Video Vision Transformer", arXiv 2103.15691.
 """
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
@@ -31,7 +32,7 @@ PRESETS: Final[dict[str, dict[str, int]]] = {
 
 CHANNELS: Final = 3
 # Far above any real model: they keep a hostile configuration from allocating or looping without end.
-MAX_SIZE, MAX_WIDTH, MAX_DEPTH = 8_192, 65_536, 256
+MAX_SIZE, MAX_WIDTH, MAX_DEPTH, MAX_TOKENS = 8_192, 65_536, 256, 1 << 18
 
 POS_EMBEDS: Final = ("learned", "sincos")
 ACT_LAYERS: Final = ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu")
@@ -94,6 +95,7 @@ class VideoViTConfig:
         axes = ("num_frames", "image_size", "image_size")
         for axis, size, tubelet in zip(axes, self.clip_size, self.tubelet_size, strict=True):
             check_divisible(axis, size, f"the tubelet's (tubelet_size {self.tubelet_size})", tubelet)
+        check_int("the number of tubelets of a clip", math.prod(self.grid), 1, MAX_TOKENS)
         check_int("embed_dim", self.embed_dim, 1, MAX_WIDTH)
         check_int("depth", self.depth, 1, MAX_DEPTH)
         check_int("num_heads", self.num_heads, 1, MAX_WIDTH)

@@ -4,11 +4,14 @@ import argparse
 import json
 import os
 import pickle
+import shutil
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import (
     VideoMAEForPreTraining,
@@ -274,7 +277,11 @@ def edited(folder, **changes):
         ({"image_size": 64}, r"pos_embed is \[1, 13, 24\], and clips of 4 x 64 x 64"),
         ({"model_type": "timesformer"}, "model_type is 'timesformer'; readable are"),
         ({"model_type": "videomae"}, "tubelet_size must be a whole number"),
-        ({"architecture": "vit_base_patch16_224", "model_type": None}, "model_type is None"),
+        ({"model_type": ["vivit"]}, r"model_type is \['vivit'\]"),
+        (
+            {"architecture": "vit_base_patch16_224", "model_type": None},
+            "an image model of timm: use init_from_image_vit",
+        ),
     ],
 )
 def test_configurations_that_do_not_fit_are_named(tmp_path, changes, message):
@@ -282,6 +289,49 @@ def test_configurations_that_do_not_fit_are_named(tmp_path, changes, message):
     edited(tmp_path, **changes)
     with pytest.raises(ValueError, match=rf"{tmp_path}.*{message}"):
         backbone_from_checkpoint(tmp_path)
+
+
+HOSTILE = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.integers(0, 9_000) | st.floats()
+HOSTILE |= st.text(max_size=4) | st.lists(st.integers(-1, 9_000), max_size=3) | st.just({})
+
+
+@settings(deadline=None, max_examples=120)
+@given(family=st.sampled_from(["vivit", "videomae"]), data=st.data())
+def test_a_hostile_configuration_is_a_value_error(tmp_path_factory, family, data):
+    folder = tmp_path_factory.getbasetemp() / family
+    if not folder.exists():
+        save(CLASSES[family][0](), folder)
+        shutil.copy(folder / "config.json", folder / "whole.json")
+    document = json.loads((folder / "whole.json").read_text())
+    for key in data.draw(st.lists(st.sampled_from(sorted(document)), min_size=1, max_size=2)):
+        document[key] = data.draw(HOSTILE)
+    (folder / "config.json").write_text(json.dumps(document))
+    try:
+        backbone_from_checkpoint(folder)
+    except ValueError as error:
+        assert str(error).startswith(str(folder))
+
+
+def test_a_configuration_of_a_giant_takes_no_memory(tmp_path):
+    save(videomae(), tmp_path)
+    edited(tmp_path, num_frames=8192, image_size=8192)
+    with pytest.raises(ValueError, match="the number of tubelets of a clip must be a whole number from 1 to"):
+        backbone_from_checkpoint(tmp_path)
+    edited(
+        tmp_path, num_frames=4, image_size=[32, 48], hidden_size=65535, intermediate_size=65536, num_hidden_layers=256
+    )
+    with pytest.raises(ValueError, match="does not fit the backbone"):
+        backbone_from_checkpoint(tmp_path)
+
+
+def test_a_file_of_another_name_is_described_by_the_configuration_beside_it(tmp_path):
+    model = vivit()
+    save(model, tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "best.safetensors")
+    check_tokens(tmp_path / "best.safetensors", model)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"best\.safetensors: no video transformer, and no config\.json beside it"):
+        backbone_from_checkpoint(tmp_path / "best.safetensors")
 
 
 @pytest.mark.parametrize(
