@@ -291,8 +291,16 @@ def test_configurations_that_do_not_fit_are_named(tmp_path, changes, message):
         backbone_from_checkpoint(tmp_path)
 
 
-HOSTILE = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.integers(0, 9_000) | st.floats()
-HOSTILE |= st.text(max_size=4) | st.lists(st.integers(-1, 9_000), max_size=3) | st.just({})
+HOSTILE: st.SearchStrategy[Any] = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.integers(0, 9_000),
+    st.floats(),
+    st.text(max_size=4),
+    st.lists(st.integers(-1, 9_000), max_size=3),
+    st.just({}),
+)
 
 
 @settings(deadline=None, max_examples=120)
