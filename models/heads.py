@@ -11,7 +11,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from models.options import check_choice, check_int, check_number
+from models.options import check_bool, check_choice, check_int, check_number
 
 Grid = tuple[int, int, int]
 MAX_CLASSES: Final = 1_000_000
@@ -22,24 +22,31 @@ SAMPLES_PER_BIN: Final = 2
 
 
 class ClassificationHead(nn.Module):
-    """Clip-level logits: pool, dropout, linear.
+    """Clip-level logits: pool, norm if asked for, dropout, linear.
 
     Args:
         dim: D.
         num_classes: C.
         dropout: probability in [0, 1).
         pool: "mean" of the tubelet tokens, or the "class_token".
+        fc_norm: whether a LayerNorm follows the pooling, as in finetuned VideoMAE, whose backbone has no final norm.
 
     Raises:
         ValueError: an argument out of range.
     """
 
     def __init__(
-        self, dim: int, num_classes: int, dropout: float = 0.0, pool: Literal["mean", "class_token"] = "mean"
+        self,
+        dim: int,
+        num_classes: int,
+        dropout: float = 0.0,
+        pool: Literal["mean", "class_token"] = "mean",
+        fc_norm: bool = False,
     ) -> None:
         super().__init__()
         check_choice("pool", pool, ("mean", "class_token"))
         self.pool = pool
+        self.fc_norm = nn.LayerNorm(dim) if check_bool("fc_norm", fc_norm) else nn.Identity()
         self.dropout = _dropout(dropout)
         self.fc = _linear(dim, num_classes)
 
@@ -58,7 +65,7 @@ class ClassificationHead(nn.Module):
             pooled = prefix[:, 0]
         else:
             raise ValueError('pool "class_token" needs a backbone with class_token=True; use pool "mean"')
-        logits: Tensor = self.fc(self.dropout(pooled))
+        logits: Tensor = self.fc(self.dropout(self.fc_norm(pooled)))
         return logits
 
 

@@ -11,7 +11,7 @@ from train.engine import build_engine, deepspeed_config
 from train.evaluators import evaluate_all
 from train.launch import Rank, command, init_distributed, parse_args
 from train.loop import StepPlan, train
-from train.model import build_model, model_config
+from train.model import build_model, describe_init, model_config
 from train.optim import build_optimizer
 from train.recipe import Recipe, dump_recipe, load_recipe
 from train.run_log import RunLog, describe
@@ -62,14 +62,17 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
 
     plan = rank.together(check)
     tasks = rank.together(lambda: open_tasks(recipe))
-    config = model_config(recipe, tasks)
-    model = rank.together(lambda: build_model(recipe, config))
+    resumed = checkpoints.newest()
+    config = rank.together(lambda: model_config(recipe, tasks, resumed))
+    model = rank.together(lambda: build_model(recipe, config, init=resumed is None))
     optimizer = build_optimizer(model, len(model.backbone.blocks), recipe.optim)
     engine = rank.together(lambda: build_engine(model, optimizer, recipe, rank, args.ds))
     start = rank.together(lambda: checkpoints.resume(engine, recipe))
 
     log = rank.together(lambda: open_log(recipe, rank, start))
     log.say(describe(recipe, tasks, rank, args.ds, start))
+    if told := describe_init(recipe, model):
+        log.say(told)
     loader = train_loader(mixture(tasks, recipe), plan.batches(start, rank.index), recipe.workers)
 
     def after_step(done: int, last: bool) -> None:

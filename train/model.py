@@ -1,27 +1,50 @@
 """The model of a recipe: its configuration as plain JSON, and its first weights."""
 
+import json
+import math
+from collections.abc import Collection
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from data.errors import UserError
-from models import CofinetuneModel, backbone_from_checkpoint, create_model, init_from_image_vit
-from train.checkpoint import find_weights
-from train.recipe import Recipe, project_path, view_config
+from models import PRESETS, CofinetuneModel, create_model, init_backbone, read_source
+from train.recipe import InitRecipe, Recipe, project_path, view_config
 from train.tasks import Task
 
+DIMENSIONS = ("embed_dim", "depth", "num_heads")
+DECIDED = (*DIMENSIONS, "mlp_ratio", "tubelet_size", "act_layer", "norm_eps")
+"""Options that a source of weights leaves no choice about. What else differs shows as missing or unexpected tensors,
+which the recipe may allow."""
 
-def model_config(recipe: Recipe, tasks: list[Task]) -> dict[str, Any]:
-    """What `models.create_model` takes, and under "tasks" what prediction needs: classes and view of every task."""
-    backbone = asdict(recipe.model)
+
+def model_config(recipe: Recipe, tasks: list[Task], resumed: Path | None = None) -> dict[str, Any]:
+    """What `models.create_model` takes, and under "tasks" what prediction needs: classes and view of every task.
+
+    What the recipe leaves open of the backbone is as the source of its weights has it.
+
+    Args:
+        resumed: a checkpoint of this run that it goes on from; the source is not looked at then.
+
+    Raises:
+        UserError: a source that cannot be read, or that is another network than the recipe's.
+    """
+    backbone = {key: value for key, value in asdict(recipe.model).items() if value is not None}
     shared = {key: backbone.pop(key) for key in ("mean", "std", "subtract_mean_frame")}
     del backbone["init"]
+    if resumed is not None:
+        backbone = {**_resumed_backbone(resumed), **backbone}
+    elif recipe.model.init.source is not None:
+        backbone = complete_backbone(backbone, recipe.model.init)
     heads = {}
     for task in tasks:
         head = {key: value for key, value in asdict(task.recipe.head).items() if value is not None}
         if task.recipe.kind == "classification":
             del head["roi_size"]
+        else:
+            del head["fc_norm"]
         heads[task.name] = {"kind": task.recipe.kind, "num_classes": len(task.classes), **head}
     told: dict[str, dict[str, Any]] = {}
     for task in tasks:
@@ -32,15 +55,18 @@ def model_config(recipe: Recipe, tasks: list[Task]) -> dict[str, Any]:
             # Clips of any other video are then taken at this rate too.
             told[task.name]["fps"] = packed["fps"]
     return {
-        "backbone": {key: value for key, value in backbone.items() if value is not None},
+        "backbone": backbone,
         "heads": heads,
         **shared,
         "tasks": told,
     }
 
 
-def build_model(recipe: Recipe, config: dict[str, Any]) -> CofinetuneModel:
+def build_model(recipe: Recipe, config: dict[str, Any], init: bool = True) -> CofinetuneModel:
     """A model with its first weights: random ones of the recipe's seed, the backbone's from `model.init` if given.
+
+    Args:
+        init: false leaves `model.init` out, for a run that goes on from a checkpoint.
 
     Raises:
         UserError: a configuration that makes no model, or a source of weights that does not fit.
@@ -50,16 +76,87 @@ def build_model(recipe: Recipe, config: dict[str, Any]) -> CofinetuneModel:
         model = create_model({key: value for key, value in config.items() if key != "tasks"})
     except ValueError as error:
         raise UserError(f"model: {error}") from error
-    source = recipe.model.init.source
-    if source is not None:
+    first = recipe.model.init
+    if init and first.source is not None:
+        options = asdict(first)
+        del options["source"]
         try:
-            if project_path(source).is_dir():
-                size = {"num_frames": recipe.model.num_frames, "image_size": recipe.model.image_size}
-                trained = backbone_from_checkpoint(find_weights(project_path(source)), **size)
-                model.backbone.load_state_dict(trained.state_dict())
-            else:
-                average = recipe.model.init.inflate == "average"
-                init_from_image_vit(model.backbone, source, "average" if average else "central_frame")
+            init_backbone(model.backbone, _where(first), **options)
         except (ValueError, RuntimeError, OSError) as error:
-            raise UserError(f"model.init.source={source}: {error}") from error
+            raise UserError(f"model.init.source={first.source}: {error}") from error
     return model
+
+
+def describe_init(recipe: Recipe, model: CofinetuneModel) -> str | None:
+    """What became of the source's tensors, and what to look at; None where the weights are random."""
+    report = model.backbone.load_report
+    if report is None:
+        return None
+    told = f"model.init.source={recipe.model.init.source}: {report}"
+    if report.normalisation is not None and not recipe.model.subtract_mean_frame:
+        theirs = report.normalisation
+        ours = (recipe.model.mean, recipe.model.std)
+        if not all(_same(a, b) for a, b in zip(theirs, ours, strict=True)):
+            mean, std = ([round(value, 4) for value in values] for values in theirs)
+            told += (
+                f"\n  note: it was trained with model.mean={mean} model.std={std}; the recipe has {ours[0]}, {ours[1]}"
+            )
+    return told
+
+
+def complete_backbone(backbone: dict[str, Any], init: InitRecipe) -> dict[str, Any]:
+    """`backbone`, arguments of `create_backbone`, with all that it leaves open from `init.source`.
+
+    Raises:
+        UserError: a source that cannot be read or is another network; names the keys to set.
+    """
+    effective = {**PRESETS.get(backbone["name"], {}), **backbone}
+    try:
+        source = read_source(
+            _where(init), effective.get("num_heads"), init.source_num_frames, init.source_image_size
+        ).options
+    except (ValueError, RuntimeError, OSError) as error:
+        raise UserError(f"model.init.source={init.source}: {error}") from error
+    wrong = [k for k in DECIDED if k in source and k in effective and not _same(source[k], effective[k])]
+    if wrong:
+        has = ", ".join(f"{key}={_plain(source[key])}" for key in wrong)
+        ours = ", ".join(f"{key}={_plain(effective[key])}" for key in wrong)
+        raise UserError(f"model.init.source={init.source} has {has}; the recipe has {ours}: {_advice(source, wrong)}")
+    return {**{key: _plain(value) for key, value in source.items() if value is not None}, **effective}
+
+
+def _advice(source: dict[str, Any], wrong: Collection[str]) -> str:
+    keys = [key for key in wrong if key not in DIMENSIONS]
+    parts = [f"model.{key}={str(_plain(source[key])).replace(' ', '')}" for key in keys]
+    if len(keys) < len(wrong):
+        sizes = {key: source[key] for key in DIMENSIONS if key in source}
+        names = [name for name, preset in PRESETS.items() if sizes.items() <= preset.items()]
+        parts = ([f"model.name={names[0]}"] if names else [f"model.{k}={v}" for k, v in sizes.items()]) + parts
+    return f"set {' '.join(parts)}"
+
+
+def _resumed_backbone(folder: Path) -> dict[str, Any]:
+    try:
+        backbone = json.loads((folder / "config.json").read_text())["backbone"]
+        return dict(backbone)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / 'config.json'} cannot be read ({error}): the checkpoint is not whole") from error
+
+
+def _where(init: InitRecipe) -> Path | str:
+    """A file or folder, or else the source as it is: a timm model's name."""
+    assert init.source is not None
+    path = project_path(init.source)
+    return path if path.exists() else init.source
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, int | float) and isinstance(b, int | float):
+        return math.isclose(a, b, rel_tol=1e-6)
+    return bool(a == b)

@@ -20,12 +20,25 @@ TOY_RECIPE = PROJECT / "train" / "recipes" / "toy.yaml"
 
 @dataclass
 class InitRecipe:
-    """Where the backbone's first weights come from (nothing: random)."""
+    """Where the backbone's first weights come from (nothing: random). docs/weights.md has a line for every family.
+
+    What the recipe leaves open of the backbone's network (the keys of `model` that are None) is as the source has it;
+    what it says otherwise is an error that names the keys to set. Positions are interpolated to the recipe's clips.
+    """
 
     source: str | None = None
-    """A run or checkpoint folder of this project, a timm model name, or a file of an image ViT."""
+    """A run or checkpoint of this project; a folder or file of Hugging Face's ViViT or VideoMAE; a .pth file of the
+    original VideoMAE; an image ViT: timm's name of it, a file, or a folder as on Hugging Face's hub."""
     inflate: str = "central_frame"
-    """How a 2-D patch kernel becomes a tubelet's: central_frame | average."""
+    """How an image ViT's 2-D patch kernel becomes a tubelet's: central_frame | average."""
+    allow_missing: list[str] = field(default_factory=list)
+    """Tensors of the backbone that the source need not have: names, what they begin with, or patterns with *."""
+    allow_unexpected: list[str] = field(default_factory=list)
+    """Tensors of the source that the backbone need not have. Heads and decoders are left over in any case."""
+    source_num_frames: int | None = None
+    """Frames that an original VideoMAE file was trained on, where it does not say so itself. None: 16."""
+    source_image_size: int | None = None
+    """Likewise the image size. None: 224."""
 
 
 @dataclass
@@ -40,7 +53,23 @@ class ModelRecipe:
     """None: as the name says. The same holds for depth and num_heads."""
     depth: int | None = None
     num_heads: int | None = None
-    class_token: bool = False
+    mlp_ratio: float | None = None
+    """Width of a block's MLP over embed_dim. None, here and down to final_norm: as `init.source` has it, or else the
+    value in brackets [4]."""
+    class_token: bool | None = None
+    """A learned token in front of the tubelets, for heads with pool: class_token [false, also for image ViTs]."""
+    pos_embed: str | None = None
+    """learned | sincos (fixed, as VideoMAE's) [learned]."""
+    act_layer: str | None = None
+    """gelu | gelu_tanh | quick_gelu | relu | silu [gelu]."""
+    norm_eps: float | None = None
+    """Epsilon of every LayerNorm [1e-6]."""
+    qkv_bias: bool | None = None
+    """Whether queries, keys and values have a bias [true]."""
+    init_values: float | None = None
+    """First value of the layer scale [no layer scale]."""
+    final_norm: bool | None = None
+    """A LayerNorm behind the last block [true]. Finetuned VideoMAE has one behind the mean instead: true takes that."""
     drop_path_rate: float = 0.0
     """Stochastic depth of the last block; linear from 0 at the first one."""
     grad_checkpointing: bool = False
@@ -85,6 +114,8 @@ class HeadRecipe:
     """classification: mean | class_token; localisation, inside of a box: max | mean. None: the head's default."""
     roi_size: int = 7
     """Side of RoIAlign's grid; localisation only."""
+    fc_norm: bool = False
+    """A LayerNorm behind the pooling, for backbones with final_norm: false; classification only."""
 
 
 @dataclass

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 
-from models import create_backbone, init_from_image_vit
+from models import create_backbone, init_from_image_vit, read_source
+from models.inflate import read_image_vit
 from tests.models.toy import randomise
 
 
@@ -40,9 +41,17 @@ def image_tokens(model, image):
 
 @pytest.mark.parametrize("inflate", ["central_frame", "average"])
 @pytest.mark.parametrize("frames", [1, 2, 3])
-@pytest.mark.parametrize("fc_norm", [True, False])
-def test_a_still_video_gives_the_images_tokens_at_every_time(inflate, frames, fc_norm):
-    source, backbone = image_vit(fc_norm=fc_norm), video_vit(tubelet_size=(frames, 16, 16))
+@pytest.mark.parametrize(
+    ("options", "ours"),
+    [
+        ({"fc_norm": True}, {}),
+        ({"fc_norm": False}, {}),
+        ({"init_values": 0.1, "dynamic_img_size": True}, {"init_values": 1e-5}),
+        ({"qkv_bias": False, "act_layer": "gelu_tanh"}, {"qkv_bias": False, "act_layer": "gelu_tanh"}),
+    ],
+)
+def test_a_still_video_gives_the_images_tokens_at_every_time(inflate, frames, options, ours):
+    source, backbone = image_vit(**options), video_vit(tubelet_size=(frames, 16, 16), **ours)
     report = init_from_image_vit(backbone, source.state_dict(), inflate=inflate)
     image, clip = still_video()
     expected = image_tokens(source, image)
@@ -98,7 +107,9 @@ def test_class_tokens():
 
     backbone = video_vit(class_token=True)
     before = backbone.cls_token.clone()
-    report = init_from_image_vit(backbone, image_vit().state_dict())
+    with pytest.raises(ValueError, match=r"1 missing \(cls_token\)"):
+        init_from_image_vit(backbone, image_vit().state_dict())
+    report = init_from_image_vit(backbone, image_vit().state_dict(), allow_missing=["cls_token"])
     assert report.missing == ("cls_token",) and torch.equal(backbone.cls_token, before)
     assert (backbone.pos_embed[:, 0] == 0).all()
 
@@ -131,6 +142,42 @@ def test_a_timm_name_loads_timms_pretrained_weights(monkeypatch):
     init_from_image_vit(backbone := video_vit(), "vit_tiny_patch16_224.augreg_in21k")
     assert asked == [(("vit_tiny_patch16_224.augreg_in21k",), {"pretrained": True, "num_classes": 0})]
     assert torch.equal(backbone.blocks[0].attn.qkv.weight, source.blocks[0].attn.qkv.weight)
+
+
+def test_a_name_tells_what_its_tensors_do_not(monkeypatch):
+    source = image_vit(act_layer="gelu_tanh", num_heads=6)
+    monkeypatch.setattr(timm, "create_model", lambda *args, **options: source)
+    with pytest.raises(ValueError, match=r"has num_heads=6, the backbone num_heads=3"):
+        init_from_image_vit(video_vit(), "vit_tiny_patch16_224")
+    with pytest.raises(ValueError, match=r"has act_layer=gelu_tanh, the backbone act_layer=gelu"):
+        init_from_image_vit(video_vit(num_heads=6), "vit_tiny_patch16_224")
+
+
+@pytest.mark.parametrize("name", ["vit_relpos_base_patch16_224", "eva02_base_patch14_224"])
+def test_names_of_other_networks_are_refused(name):
+    with pytest.raises(ValueError, match="only VisionTransformer can be inflated"):
+        read_image_vit(name, network_only=True)
+
+
+def test_a_folder_of_the_hub(tmp_path):
+    source = timm.create_model("vit_tiny_patch16_224", num_classes=5)
+    timm.models.save_for_hf(source, tmp_path, safe_serialization=True)
+    report = init_from_image_vit(create_backbone("vit_tiny", 2, 64), tmp_path)
+    assert report.left_over == ("cls_token", "head.bias", "head.weight") and report.interpolated == ("pos_embed",)
+    with pytest.raises(ValueError, match="has num_heads=3, the backbone num_heads=6"):
+        init_from_image_vit(create_backbone("vit_tiny", 2, 64, num_heads=6), tmp_path)
+    told = read_source(tmp_path)
+    assert not told.video and report.normalisation == ([0.5] * 3, [0.5] * 3)
+    assert told.options["act_layer"] == "gelu" and told.options["norm_eps"] == 1e-6
+
+
+def test_averaged_weights_come_first(tmp_path):
+    state, other = image_vit().state_dict(), image_vit().state_dict()
+    other["norm.weight" if "norm.weight" in other else "fc_norm.weight"] = torch.full((48,), 7.0)
+    torch.save({"state_dict": state, "state_dict_ema": other}, tmp_path / "model.pth")
+    backbone = video_vit()
+    init_from_image_vit(backbone, tmp_path / "model.pth")
+    assert (backbone.norm.weight == 7).all()
 
 
 class Evil:
@@ -188,8 +235,12 @@ def test_unknown_sources(source, message):
         ({"embed_dim": 96}, {}, r"of another shape \(pos_embed is \[1, 27, 96\] and should be \[1, 27, 48\]"),
         ({"patch_size": 8}, {}, r"patch_embed\.proj\.weight is \[48, 3, 2, 8, 8\]"),
         ({"init_values": 1e-5}, {}, r"4 unexpected \(blocks\.0\.ls1\.gamma"),
+        ({}, {"init_values": 1e-5}, r"4 missing \(blocks\.0\.ls1\.gamma"),
+        ({}, {"pos_embed": "sincos"}, "learned positions: pos_embed=sincos cannot keep them"),
         ({"qkv_bias": False}, {}, r"2 missing \(blocks\.0\.attn\.qkv\.bias"),
-        ({"pre_norm": True}, {}, r"unexpected \(norm_pre"),
+        ({"pre_norm": True}, {}, r"a norm before the blocks \(pre_norm, as in CLIP\): norm_pre\."),
+        ({"reg_tokens": 4}, {}, r"register tokens \(reg_tokens\): reg_token"),
+        ({"qk_norm": True}, {}, r"norms of queries and keys \(qk_norm\): blocks\."),
     ],
 )
 def test_another_architecture_is_refused_and_changes_nothing(image, video, message):

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import VideoViTConfig, create_backbone, flops_per_clip
+from models.positions import sincos_positions
 from models.vit import TubeletProjection
 from tests.models.toy import randomise
 
@@ -75,6 +76,55 @@ def test_initialisation():
     biases = [param for name, param in backbone.named_parameters() if name.endswith("bias")]
     assert len(biases) == 8 and all((bias == 0).all() for bias in biases)
     assert 0 < backbone.get_parameter("cls_token").abs().max() < 1e-4
+
+
+EVERYTHING = {"class_token": True, "init_values": 0.1}
+
+
+@pytest.mark.parametrize("pos_embed", ["learned", "sincos"])
+def test_a_backbone_built_on_the_meta_device_is_whole_after_reset_parameters(pos_embed):
+    with torch.device("meta"):
+        backbone = small(pos_embed=pos_embed, **EVERYTHING)
+    backbone.to_empty(device="cpu")
+    tensors = backbone.state_dict()
+    for tensor in tensors.values():
+        tensor.fill_(torch.nan)
+    torch.manual_seed(0)
+    backbone.reset_parameters()
+    assert [name for name, tensor in tensors.items() if not tensor.isfinite().all()] == []
+    usual = small(pos_embed=pos_embed, **EVERYTHING)
+    torch.manual_seed(0)
+    usual.reset_parameters()
+    assert all(torch.equal(tensor, usual.state_dict()[name]) for name, tensor in tensors.items())
+
+
+def test_fixed_positions_are_no_parameter():
+    backbone = small(pos_embed="sincos", class_token=True)
+    assert "pos_embed" not in dict(backbone.named_parameters()) and "pos_embed" in backbone.state_dict()
+    assert (backbone.pos_embed[:, 0] == 0).all()
+    torch.testing.assert_close(backbone.pos_embed[:, 1:], sincos_positions(12, 16))
+
+
+@pytest.mark.parametrize("act_layer", ["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"])
+def test_activations(act_layer):
+    block = small(act_layer=act_layer).blocks[0]
+    hidden = torch.linspace(-3, 3, 64).view(1, 1, 64)
+    expected = {
+        "gelu": F.gelu(hidden),
+        "gelu_tanh": F.gelu(hidden, approximate="tanh"),
+        "quick_gelu": hidden * torch.sigmoid(1.702 * hidden),
+        "relu": hidden.relu(),
+        "silu": F.silu(hidden),
+    }
+    torch.testing.assert_close(block.mlp.act(hidden), expected[act_layer])
+
+
+def test_options_change_what_they_say():
+    backbone = small(norm_eps=0.5, qkv_bias=False, init_values=0.25, final_norm=False)
+    assert {module.eps for module in backbone.modules() if isinstance(module, torch.nn.LayerNorm)} == {0.5}
+    assert backbone.blocks[0].attn.qkv.bias is None and not hasattr(backbone.norm, "weight")
+    assert (backbone.blocks[1].ls2.gamma == 0.25).all()
+    assert not any("ls1" in name for name in small().state_dict())
 
 
 def test_stochastic_depth_grows_linearly_and_drops_whole_samples():
@@ -146,6 +196,11 @@ def test_bfloat16_parameters_take_float_clips():
         ({"image_size": 225}, "image_size 225 .* nearest valid: 224 or 232"),
         ({"image_size": (16, 25)}, "image_size 25 .* nearest valid: 24 or 32"),
         ({"embed_dim": 18, "num_heads": 4}, "embed_dim 18 .* num_heads 4; the nearest valid: 16 or 20"),
+        ({"pos_embed": "learnt"}, "nearest valid one is 'learned'"),
+        ({"act_layer": "gelu_new"}, "nearest valid one is 'gelu"),
+        ({"norm_eps": -1e-6}, "norm_eps must lie in"),
+        ({"init_values": "1"}, "init_values must be a number"),
+        ({"final_norm": None}, "final_norm must be true or false"),
         ({"dept": 3}, "'dept' is unknown, the nearest valid one is 'depth'"),
         ({"attention": "sdp"}, "nearest valid one is 'sdpa'"),
         ({"depth": 0}, "depth must be a whole number from 1 to"),

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import models.weights as weights
 from models import backbone_from_checkpoint, create_model, load_model, save_model
+from models.positions import resample_positions
 from tests.models.toy import randomise, toy_clips, toy_config
 
 BOXES, BOX_CLIP = torch.tensor([[0.1, 0.2, 0.6, 0.9]]), torch.tensor([1])
@@ -162,9 +163,9 @@ def test_cut_weights_are_named(saved, size):
     ("text", "message"),
     [
         ("", "not JSON"),
-        ("[]", '"format" is not "cofinetuning-model"'),
+        ("[]", "not a JSON object"),
         ("[" * 100_000, "not JSON"),
-        ('{"model_type": "vivit"}', "readable is a folder with model.safetensors and config.json"),
+        ('{"model_type": "vivit"}', "readable are a folder with config.json and model.safetensors"),
         ('{"format": "cofinetuning-model"}', "version None"),
         ('{"format": "cofinetuning-model", "version": 2}', "is of version 2"),
         ('{"format": "cofinetuning-model", "version": 1}', "'backbone' is missing"),
@@ -246,7 +247,7 @@ def test_the_backbone_for_other_clips(tmp_path, class_token):
     save_model(tmp_path, model, toy_config(class_token=class_token))
     backbone = backbone_from_checkpoint(str(tmp_path), num_frames=8, image_size=[32, 24], drop_path_rate=0.1)
     assert backbone.grid == (4, 4, 3) and backbone.config.drop_path_rate == 0.1
-    expected = weights.resample_positions(model.backbone.pos_embed, (2, 2, 3), (4, 4, 3), int(class_token))
+    expected = resample_positions(model.backbone.pos_embed, (2, 2, 3), (4, 4, 3), int(class_token))
     assert torch.equal(backbone.pos_embed, expected)
     for name, param in backbone.named_parameters():
         if name != "pos_embed":
@@ -275,12 +276,16 @@ def test_overrides_that_ask_for_another_network(saved, overrides, message):
 
 
 def test_what_is_no_checkpoint(tmp_path):
-    (tmp_path / "model.pth").write_bytes(b"")
+    (tmp_path / "model.txt").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
     for path in (
-        tmp_path,
-        tmp_path / "model.pth",
+        tmp_path / "folder",
+        tmp_path / "model.txt",
         tmp_path / "nowhere",
         os.fspath(tmp_path / "no" / "model.safetensors"),
     ):
-        with pytest.raises(ValueError, match=r"readable is a folder with model\.safetensors and config\.json"):
+        with pytest.raises(ValueError, match=r"readable are a folder with config\.json and model\.safetensors"):
             backbone_from_checkpoint(path)
+    (tmp_path / "model.pth").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"model\.pth: not a state dict that can be read"):
+        backbone_from_checkpoint(tmp_path / "model.pth")
