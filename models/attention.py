@@ -44,17 +44,18 @@ class Attention(nn.Module):
         dim: width D of a token.
         num_heads: number of heads H; divides `dim`.
         backend: a name of ATTENTION_BACKENDS.
+        qkv_bias: whether queries, keys and values have a bias.
 
     Raises:
         ValueError: unknown backend.
     """
 
-    def __init__(self, dim: int, num_heads: int, backend: str = "auto") -> None:
+    def __init__(self, dim: int, num_heads: int, backend: str = "auto", qkv_bias: bool = True) -> None:
         super().__init__()
         check_choice("attention", backend, ATTENTION_BACKENDS)
         self.num_heads = num_heads
         self.backend = backend
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -1,8 +1,23 @@
-"""Learned position embeddings for another grid of tubelets."""
+"""Position embeddings: the sine-cosine table, and any of them for another grid of tubelets."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def sincos_positions(count: int, dim: int, device: torch.device | str | None = None) -> Tensor:
+    """VideoMAE's fixed sine-cosine table over the flattened tubelets (Tong et al., arXiv 2203.12602, and its code).
+
+    Row p holds sin(p / 10000^(2i / dim)) at column 2i and the cosine of the same angle at column 2i + 1: the table
+    knows the place in the sequence, and rows, columns and times only through it.
+
+    Returns:
+        float32 [1, count, dim], computed in float64.
+    """
+    place = torch.arange(count, dtype=torch.float64, device=device)[:, None]
+    column = torch.arange(dim, dtype=torch.float64, device=device)
+    angle = place / 10_000.0 ** (2 * (column // 2) / dim)
+    return torch.where(column % 2 == 0, angle.sin(), angle.cos()).float()[None]
 
 
 def resample_positions(

@@ -6,18 +6,19 @@ Source of the architecture: Arnab et al., "ViViT: A Video Vision Transformer", a
 """
 
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from timm.layers import DropPath, Mlp, trunc_normal_
+from timm.layers import DropPath, LayerScale, Mlp, get_act_layer, trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.attention import ATTENTION_BACKENDS, Attention
+from models.load_report import LoadReport
 from models.options import check_bool, check_choice, check_divisible, check_int, check_keys, check_number
+from models.positions import sincos_positions
 
 PRESETS: Final[dict[str, dict[str, int]]] = {
     "vit_tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
@@ -32,7 +33,9 @@ CHANNELS: Final = 3
 # Far above any real model: they keep a hostile configuration from allocating or looping without end.
 MAX_SIZE, MAX_WIDTH, MAX_DEPTH = 8_192, 65_536, 256
 
-NormLayer = partial(nn.LayerNorm, eps=1e-6)  # timm's epsilon; PyTorch's default is ten times larger
+POS_EMBEDS: Final = ("learned", "sincos")
+ACT_LAYERS: Final = ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu")
+"""Activations of the MLP by timm's names; gelu_tanh is the approximation that JAX and ViViT mean by GELU."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,14 @@ class VideoViTConfig:
         mlp_ratio: width of a block's MLP over D.
         drop_path_rate: stochastic depth of the last block, in [0, 1); grows linearly from 0 at the first.
         class_token: whether a learned class token precedes the tubelets.
+        pos_embed: "learned", or "sincos": VideoMAE's fixed sine-cosine table (`positions.sincos_positions`), kept as a
+            buffer; a class token has the position zero then.
+        act_layer: activation of the MLP, a name of ACT_LAYERS.
+        norm_eps: epsilon of every LayerNorm, in [0, 1]; timm's default is a tenth of PyTorch's.
+        qkv_bias: whether queries, keys and values have a bias. VideoMAE gives one to queries and values alone: that is
+            a key bias of zero here, for softmax does not see what is added to all keys.
+        init_values: first value of the layer scale (timm's ls1 and ls2) of every block; None: no layer scale.
+        final_norm: whether a LayerNorm follows the last block. Finetuned VideoMAE has none: it normalises the mean.
         attention: a name of attention.ATTENTION_BACKENDS.
         grad_checkpointing: keep each block's input alone for the backward pass and compute the rest anew.
 
@@ -65,6 +76,12 @@ class VideoViTConfig:
     mlp_ratio: float = 4.0
     drop_path_rate: float = 0.0
     class_token: bool = False
+    pos_embed: str = "learned"
+    act_layer: str = "gelu"
+    norm_eps: float = 1e-6
+    qkv_bias: bool = True
+    init_values: float | None = None
+    final_norm: bool = True
     attention: str = "auto"
     grad_checkpointing: bool = False
 
@@ -83,7 +100,13 @@ class VideoViTConfig:
         check_divisible("embed_dim", self.embed_dim, "num_heads", self.num_heads)
         check_number("mlp_ratio", self.mlp_ratio, 1 / self.embed_dim, 64.0)
         check_number("drop_path_rate", self.drop_path_rate, 0.0, 0.99)
-        check_bool("class_token", self.class_token)
+        for flag in ("class_token", "qkv_bias", "final_norm"):
+            check_bool(flag, getattr(self, flag))
+        check_choice("pos_embed", self.pos_embed, POS_EMBEDS)
+        check_choice("act_layer", self.act_layer, ACT_LAYERS)
+        check_number("norm_eps", self.norm_eps, 0.0, 1.0)
+        if self.init_values is not None:
+            check_number("init_values", self.init_values, 0.0, 1e3)
         check_bool("grad_checkpointing", self.grad_checkpointing)
         check_choice("attention", self.attention, ATTENTION_BACKENDS)
 
@@ -136,15 +159,17 @@ class Block(nn.Module):
     def __init__(self, config: VideoViTConfig, drop_path: float) -> None:
         super().__init__()
         dim = config.embed_dim
-        self.norm1 = NormLayer(dim)
-        self.attn = Attention(dim, config.num_heads, config.attention)
-        self.norm2 = NormLayer(dim)
-        self.mlp = Mlp(dim, config.mlp_dim)
+        self.norm1 = nn.LayerNorm(dim, config.norm_eps)
+        self.attn = Attention(dim, config.num_heads, config.attention, config.qkv_bias)
+        self.ls1 = _layer_scale(config)
+        self.norm2 = nn.LayerNorm(dim, config.norm_eps)
+        self.mlp = Mlp(dim, config.mlp_dim, act_layer=get_act_layer(config.act_layer))
+        self.ls2 = _layer_scale(config)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, tokens: Tensor) -> Tensor:
-        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens)))
-        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+        tokens = tokens + self.drop_path(self.ls1(self.attn(self.norm1(tokens))))
+        return tokens + self.drop_path(self.ls2(self.mlp(self.norm2(tokens))))
 
 
 class VideoViT(nn.Module):
@@ -156,7 +181,11 @@ class VideoViT(nn.Module):
         grid: (t, h, w).
         num_prefix_tokens: P, 0 or 1.
         grad_checkpointing: may be switched at any time.
+        load_report: what became of a checkpoint's tensors, where the weights come from one.
     """
+
+    pos_embed: Tensor
+    load_report: LoadReport | None = None
 
     def __init__(self, config: VideoViTConfig) -> None:
         super().__init__()
@@ -168,23 +197,41 @@ class VideoViT(nn.Module):
         time, height, width = config.grid
         self.patch_embed = TubeletEmbed(config.embed_dim, config.tubelet_size)
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.embed_dim)) if config.class_token else None
-        self.pos_embed = nn.Parameter(torch.empty(1, self.num_prefix_tokens + time * height * width, config.embed_dim))
+        positions = torch.empty(1, self.num_prefix_tokens + time * height * width, config.embed_dim)
+        if config.pos_embed == "learned":
+            self.pos_embed = nn.Parameter(positions)
+        else:
+            self.register_buffer("pos_embed", positions)
         rate_step = config.drop_path_rate / max(1, config.depth - 1)
         self.blocks = nn.ModuleList(Block(config, drop_path=i * rate_step) for i in range(config.depth))
-        self.norm = NormLayer(config.embed_dim)
+        self.norm = nn.LayerNorm(config.embed_dim, config.norm_eps) if config.final_norm else nn.Identity()
         self.reset_parameters()
 
+    @torch.no_grad()
     def reset_parameters(self) -> None:
-        """timm's initialisation of a ViT; the tubelet kernel is drawn as the matrix that it acts as."""
+        """timm's initialisation of a ViT; the tubelet kernel is drawn as the matrix that it acts as.
+
+        Sets every parameter and buffer, so a backbone built on the meta device is whole after
+        `to_empty(device=...).reset_parameters()`.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm | LayerScale):
+                module.reset_parameters()
         kernel = self.patch_embed.proj
-        nn.init.xavier_uniform_(kernel.weight.data.flatten(1))
+        nn.init.xavier_uniform_(kernel.weight.flatten(1))
         if kernel.bias is not None:
             nn.init.zeros_(kernel.bias)
-        trunc_normal_(self.pos_embed, std=0.02)
+        if self.config.pos_embed == "learned":
+            trunc_normal_(self.pos_embed, std=0.02)
+        else:
+            prefix = self.num_prefix_tokens
+            nn.init.zeros_(self.pos_embed[:, :prefix])
+            tubelets = self.pos_embed[:, prefix:]
+            tubelets.copy_(sincos_positions(tubelets.shape[1], self.embed_dim, self.pos_embed.device))
         if self.cls_token is not None:
             nn.init.normal_(self.cls_token, std=1e-6)
 
@@ -228,8 +275,7 @@ def create_backbone(
         num_frames: frames T of a clip.
         image_size: height and width of a view in pixels, one number if they are equal.
         tubelet_size: frames, rows and columns of one tubelet.
-        overrides: any other attribute of VideoViTConfig (embed_dim, depth, num_heads, mlp_ratio, drop_path_rate,
-            class_token, attention, grad_checkpointing).
+        overrides: any other attribute of VideoViTConfig.
 
     Raises:
         ValueError: unknown name or override, a value out of range, sizes that do not divide; names the nearest valid.
@@ -256,6 +302,10 @@ def flops_per_clip(backbone: VideoViT) -> int:
     linear = 2 * tokens * dim * (4 * dim + 2 * config.mlp_dim)
     attention = 4 * tokens * tokens * dim
     return 2 * tubelets * kernel * dim + config.depth * (linear + attention)
+
+
+def _layer_scale(config: VideoViTConfig) -> nn.Module:
+    return nn.Identity() if config.init_values is None else LayerScale(config.embed_dim, config.init_values)
 
 
 def _tuple_of(what: str, value: object, length: int) -> tuple[int, ...]:
