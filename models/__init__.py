@@ -1,20 +1,24 @@
 """Batch to outputs: the video transformer, its heads, and their weights. Knows no dataset and no training engine."""
 
-from models.attention import eager_attention, scaled_dot_product_attention
+from models.attention import attention_function, eager_attention, scaled_dot_product_attention
 from models.cofinetune import CofinetuneModel, create_model
+from models.flops import Cost, backbone_cost, flops_per_clip, task_cost
 from models.heads import ClassificationHead, LocalisationHead
 from models.inflate import InitReport, init_from_image_vit
 from models.param_rules import layer_index, no_weight_decay
-from models.vit import VideoViT, VideoViTConfig, create_backbone, flops_per_clip
+from models.vit import VideoViT, VideoViTConfig, create_backbone
 from models.weights import backbone_from_checkpoint, load_model, save_model
 
 __all__ = [
     "ClassificationHead",
     "CofinetuneModel",
+    "Cost",
     "InitReport",
     "LocalisationHead",
     "VideoViT",
     "VideoViTConfig",
+    "attention_function",
+    "backbone_cost",
     "backbone_from_checkpoint",
     "create_backbone",
     "create_model",
@@ -26,4 +30,5 @@ __all__ = [
     "no_weight_decay",
     "save_model",
     "scaled_dot_product_attention",
+    "task_cost",
 ]
