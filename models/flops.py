@@ -50,7 +50,8 @@ def task_cost(model: CofinetuneModel, task: str, boxes: float = 0.0) -> Cost:
     """
     check_choice("task", task, model.heads.keys())
     backbone, head = backbone_cost(model.backbone), model.heads[task]
-    flops = round(head.flops(num_tokens(model.backbone), boxes)) if hasattr(head, "flops") else 0
+    count = getattr(head, "flops", None)
+    flops = round(count(num_tokens(model.backbone), boxes)) if callable(count) else 0
     return Cost(
         backbone.parameters + count_parameters(head),
         backbone.forward_flops + flops,

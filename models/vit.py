@@ -291,7 +291,7 @@ class VideoViT(nn.Module):
         if self.cls_token is not None:
             tokens = torch.cat((self.cls_token.expand(len(tokens), -1, -1), tokens), dim=1)
         tokens = tokens + self.pos_embed
-        attend = self.blocks[0].attn.function(tokens)
+        attend = self.attention_for(tokens)
         mode = self.grad_checkpointing if torch.is_grad_enabled() else "none"
         for block in self.blocks:
             if mode == "full":
@@ -300,6 +300,13 @@ class VideoViT(nn.Module):
                 tokens = block(tokens, attend, mode)
         normed: Tensor = self.norm(tokens)
         return normed
+
+    def attention_for(self, tokens: Tensor) -> AttentionFunction:
+        """What computes attention of `tokens`, as they are or as autocast makes them. Raises ValueError where it cannot
+        run on their device or with their dtype."""
+        first = self.blocks[0]
+        assert isinstance(first, Block)
+        return first.attn.function(tokens)
 
 
 def create_backbone(

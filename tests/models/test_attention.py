@@ -109,7 +109,7 @@ def test_flash_attn_says_what_is_not_installed_and_which_dtype_is_wrong(h100):
 
 def test_flash_attn_takes_version_2_where_version_4_does_not_fit(h100):
     package = types.ModuleType("flash_attn")
-    package.flash_attn_func = eager_attention
+    h100.setattr(package, "flash_attn_func", eager_attention, raising=False)
     h100.setitem(sys.modules, "flash_attn", package)
     h100.setitem(sys.modules, "flash_attn.cute.interface", types.ModuleType("interface"))
     assert attention_function("flash_attn", CUDA, torch.bfloat16, 80) is eager_attention
@@ -117,7 +117,7 @@ def test_flash_attn_takes_version_2_where_version_4_does_not_fit(h100):
         attention_function("flash_attn", CUDA, torch.bfloat16, 20)
     h100.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
     assert attention_function("flash_attn", CUDA, torch.bfloat16, 64) is eager_attention
-    del package.flash_attn_func
+    h100.delattr(package, "flash_attn_func")
     attention_function.cache_clear()
     with pytest.raises(ValueError, match=r"needs compute capability 9 or 10, the card has 8\.0; .*not installed, only"):
         attention_function("flash_attn", CUDA, torch.bfloat16, 64)

@@ -46,33 +46,33 @@ def keeping(function, x, enabled=True):
     return recomputed(function, x, enabled=False)
 
 
+def kept_numbers(backbone):
+    """How many numbers the backbone keeps for the backward pass, parameters left out; each storage once."""
+    owned = {param.untyped_storage().data_ptr() for param in backbone.parameters()}
+    kept = {}
+
+    def note(packed):
+        if isinstance(packed, torch.Tensor) and packed.untyped_storage().data_ptr() not in owned:
+            kept[packed.untyped_storage().data_ptr()] = packed  # held, so that no other takes its address
+        return packed
+
+    hooks = torch.autograd.graph.saved_tensors_hooks
+    with pytest.MonkeyPatch.context() as patch, hooks(note, lambda packed: packed):
+        # Hooks inside of the outer ones hide from them what they keep.
+        inner = lambda pack, unpack: hooks(lambda tensor: note(pack(tensor)), unpack)  # noqa: E731
+        patch.setattr(torch.autograd.graph, "saved_tensors_hooks", inner)
+        backbone(torch.randn(1, 3, 4, 16, 24))
+    return sum(tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in kept.values())
+
+
 def kept_per_block(**options):
-    """Numbers that one block keeps for the backward pass, per token and unit of width; each storage once."""
-    counts = []
-    for depth in (2, 6):
-        backbone, kept = small(depth=depth, embed_dim=64, **options), {}
-        owned = {param.untyped_storage().data_ptr() for param in backbone.parameters()}
-
-        def note(packed, kept=kept, owned=owned):
-            if isinstance(packed, torch.Tensor) and packed.untyped_storage().data_ptr() not in owned:
-                kept[packed.untyped_storage().data_ptr()] = packed  # held, so that no other takes its address
-            return packed
-
-        class Noting(torch.autograd.graph.saved_tensors_hooks):
-            """Hooks inside of the outer ones hide from them what they keep."""
-
-            def __init__(self, pack, unpack, note=note):
-                super().__init__(lambda tensor: note(pack(tensor)), unpack)
-
-        with pytest.MonkeyPatch.context() as patch, torch.autograd.graph.saved_tensors_hooks(note, lambda kept: kept):
-            patch.setattr(torch.autograd.graph, "saved_tensors_hooks", Noting)
-            tokens = backbone(torch.randn(1, 3, 4, 16, 24))
-        counts.append(sum(tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in kept.values()))
-    return (counts[1] - counts[0]) / 4 / (tokens.shape[1] * 64)
+    """What one more block keeps, in units of its input."""
+    few, many = (kept_numbers(small(depth=depth, embed_dim=64, **options)) for depth in (2, 6))
+    return (many - few) / 4 / (12 * 64)
 
 
 def test_what_each_kind_of_checkpointing_keeps(monkeypatch):
-    """In units of a block's input. A few numbers per token (means, deviations, log-sum-exp) come on top."""
+    """A few numbers per token (means, deviations, log-sum-exp) come on top."""
     # Input 1, queries keys and values 3, attention 1, its projection and residual 1, hidden layer 4.
     assert kept_per_block() == pytest.approx(10, abs=0.2)
     assert kept_per_block(grad_checkpointing="selective") == pytest.approx(6, abs=0.2)
@@ -83,7 +83,7 @@ def test_what_each_kind_of_checkpointing_keeps(monkeypatch):
 
 def test_recomputed_replaces_its_output_and_keeps_what_else_there_is():
     x, norm, layer = torch.randn(3, 5, requires_grad=True), nn.LayerNorm(5), nn.Linear(5, 2)
-    calls = []
+    calls: list[int] = []
 
     def counted(value):
         calls.append(len(calls))
@@ -104,8 +104,13 @@ def test_recomputed_replaces_its_output_and_keeps_what_else_there_is():
 
 
 def test_nothing_is_computed_twice_without_gradients():
-    calls = []
-    with torch.no_grad(), recomputed(lambda x: calls.append(x) or x.exp(), torch.randn(3)) as y:
+    calls: list[torch.Tensor] = []
+
+    def counted(x):
+        calls.append(x)
+        return x.exp()
+
+    with torch.no_grad(), recomputed(counted, torch.randn(3)) as y:
         assert y.shape == (3,) and len(calls) == 1
 
 
@@ -120,11 +125,10 @@ def test_second_derivatives_pass_through():
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
-@pytest.mark.parametrize("checkpointing", CHECKPOINTING)
-def test_compiled_blocks_agree_with_those_that_are_not(checkpointing):
-    plain = small(depth=2, class_token=True)
+def test_compiled_blocks_agree_with_those_that_are_not():
+    plain = small(depth=1, class_token=True)
     randomise(plain)
-    compiled = small(depth=2, class_token=True, compile=True, grad_checkpointing=checkpointing)
+    compiled = small(depth=1, class_token=True, compile=True, grad_checkpointing="selective")
     assert compiled.state_dict().keys() == plain.state_dict().keys()
     compiled.load_state_dict(plain.state_dict())
     for got, want in zip(gradients(compiled), gradients(plain), strict=True):
