@@ -211,6 +211,7 @@ class VideoViT(nn.Module):
     Attributes:
         config: what it was built from.
         embed_dim: D.
+        head_dim: width of an attention head.
         grid: (t, h, w).
         num_prefix_tokens: P, 0 or 1.
         grad_checkpointing: as in VideoViTConfig; may be switched at any time.
@@ -224,6 +225,7 @@ class VideoViT(nn.Module):
         super().__init__()
         self.config = config
         self.embed_dim = config.embed_dim
+        self.head_dim = config.embed_dim // config.num_heads
         self.grid = config.grid
         self.num_prefix_tokens = int(config.class_token)
         self.grad_checkpointing = config.grad_checkpointing

@@ -6,22 +6,30 @@ from typing import Any
 import torch
 
 from data.errors import UserError
-from models import CofinetuneModel, backbone_from_checkpoint, create_model, init_from_image_vit
+from models import (
+    CofinetuneModel,
+    attention_function,
+    backbone_from_checkpoint,
+    create_model,
+    init_from_image_vit,
+)
 from train.checkpoint import find_weights
 from train.recipe import Recipe, project_path, view_config
 from train.tasks import Task
+
+EXECUTION = ("attention", "grad_checkpointing", "compile")
+"""How a machine runs the backbone. Checkpoints do not say it: another machine may lack what this one has."""
 
 
 def model_config(recipe: Recipe, tasks: list[Task]) -> dict[str, Any]:
     """What `models.create_model` takes, and under "tasks" what prediction needs: classes and view of every task."""
     backbone = asdict(recipe.model)
     shared = {key: backbone.pop(key) for key in ("mean", "std", "subtract_mean_frame")}
-    del backbone["init"]
+    for key in ("init", *EXECUTION):
+        del backbone[key]
     heads = {}
     for task in tasks:
         head = {key: value for key, value in asdict(task.recipe.head).items() if value is not None}
-        if task.recipe.kind == "classification":
-            del head["roi_size"]
         heads[task.name] = {"kind": task.recipe.kind, "num_classes": len(task.classes), **head}
     told: dict[str, dict[str, Any]] = {}
     for task in tasks:
@@ -43,11 +51,16 @@ def build_model(recipe: Recipe, config: dict[str, Any]) -> CofinetuneModel:
     """A model with its first weights: random ones of the recipe's seed, the backbone's from `model.init` if given.
 
     Raises:
-        UserError: a configuration that makes no model, or a source of weights that does not fit.
+        UserError: a configuration that makes no model, attention that cannot run here, or a source of weights that does
+            not fit.
     """
     torch.manual_seed(recipe.seed)
+    backbone = config["backbone"] | {key: getattr(recipe.model, key) for key in EXECUTION}
     try:
-        model = create_model({key: value for key, value in config.items() if key != "tasks"})
+        model = create_model({key: config[key] for key in config if key != "tasks"} | {"backbone": backbone})
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+        attention_function(recipe.model.attention, device, dtype, model.backbone.head_dim)
     except ValueError as error:
         raise UserError(f"model: {error}") from error
     source = recipe.model.init.source
