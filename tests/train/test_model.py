@@ -47,5 +47,5 @@ def test_an_option_of_the_other_kind_of_head_is_an_error():
 
 
 def test_an_unknown_kind_of_checkpointing_names_the_nearest():
-    with pytest.raises(UserError, match="grad_checkpointing 'selectiv' is unknown, .* one is 'selective'"):
+    with pytest.raises(UserError, match=r"'selectiv' is unknown, the nearest valid one is 'selective'"):
         build("model.grad_checkpointing=selectiv")
