@@ -6,19 +6,16 @@ Shapes: B clips; P prefix tokens, then t x h x w tubelet tokens of width D; K bo
 
 from typing import Final, Literal
 
-import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
+from models.context import ContextAttention
 from models.options import check_bool, check_choice, check_int, check_number
+from models.regions import Grid, enlarge_boxes, pool_regions, split_tokens
 
-Grid = tuple[int, int, int]
 MAX_CLASSES: Final = 1_000_000
 MAX_ROI_SIZE: Final = 64
-# Two samples a bin and axis see every cell of a 14-cell map through 7 bins. torchvision's adaptive rule (0) takes no
-# sample at all of a box without area, and jumps as a box grows past a multiple of the bins.
-SAMPLES_PER_BIN: Final = 2
+MAX_BOX_SCALE: Final = 10.0
 
 
 class ClassificationHead(nn.Module):
@@ -68,16 +65,26 @@ class ClassificationHead(nn.Module):
         logits: Tensor = self.fc(self.dropout(self.fc_norm(pooled)))
         return logits
 
+    def flops(self, tokens: int, boxes: float) -> float:
+        """Operations of the forward pass over one clip of so many tokens, as `models.flops` counts them."""
+        return 2 * self.fc.in_features * self.fc.out_features
+
 
 class LocalisationHead(nn.Module):
-    """Logits per person box: temporal mean, RoIAlign, spatial pool, dropout, linear.
+    """Logits per person box: RoIAlign and pooling over space and time, context attention, dropout, linear.
 
     Args:
         dim: D.
         num_classes: C.
         roi_size: bins of RoIAlign per axis.
         dropout: probability in [0, 1).
-        pool: how the bins become one vector; "max" as published, "mean" is linear in the tokens.
+        pool: how a region's bins become one vector; "max" as published, "mean" is linear in the tokens.
+        temporal: "mean" or "max" over time of each cell of the token map, before RoIAlign; or "roi": RoIAlign at every
+            time step, then `pool` over time as well (a 3-D region of interest).
+        box_scale: sides of the region over those of the box, from 1 on: 1.2 takes in a tenth of the box's width on its
+            left and on its right. The region is cut off at the view's border.
+        context_heads: heads of a layer of cross-attention, through which the box's vector looks at all tokens of its
+            clip; they divide D. 0: no such layer.
 
     Raises:
         ValueError: an argument out of range.
@@ -90,11 +97,19 @@ class LocalisationHead(nn.Module):
         roi_size: int = 7,
         dropout: float = 0.0,
         pool: Literal["max", "mean"] = "max",
+        temporal: Literal["mean", "max", "roi"] = "mean",
+        box_scale: float = 1.0,
+        context_heads: int = 0,
     ) -> None:
         super().__init__()
         check_choice("pool", pool, ("max", "mean"))
+        check_choice("temporal", temporal, ("mean", "max", "roi"))
         self.roi_size = check_int("roi_size", roi_size, 1, MAX_ROI_SIZE)
         self.pool = pool
+        self.temporal = temporal
+        self.box_scale = check_number("box_scale", box_scale, 1.0, MAX_BOX_SCALE)
+        check_int("context_heads", context_heads, 0, dim)
+        self.context = ContextAttention(dim, context_heads) if context_heads else None
         self.dropout = _dropout(dropout)
         self.fc = _linear(dim, num_classes)
 
@@ -107,7 +122,7 @@ class LocalisationHead(nn.Module):
             tokens: [B, P + t h w, D].
             grid: (t, h, w).
             boxes: float32 [K, 4], corners x1 y1 x2 y2 in [0, 1] of the view; K may be 0.
-            box_clip: int64 [K] in [0, B): the clip that each box lies in.
+            box_clip: int64 [K] in [0, B): the clip that each box lies in; in any order.
 
         Returns:
             [K, C]. With K = 0 it is empty and still part of the graph: all parameters get gradients, of zeros.
@@ -122,37 +137,23 @@ class LocalisationHead(nn.Module):
                 f"boxes must be [K, 4] and box_clip [K], not {list(boxes.shape)} and {list(box_clip.shape)}"
             )
         pooled = self.pool_boxes(tokens, grid, boxes, box_clip)
+        if self.context is not None:
+            pooled = self.context(pooled, tokens, box_clip)
         logits: Tensor = self.fc(self.dropout(pooled))
         return logits
 
     def pool_boxes(self, tokens: Tensor, grid: Grid, boxes: Tensor, box_clip: Tensor) -> Tensor:
-        """Vectors of boxes, [K, D], arguments as in `forward`.
+        """Vectors of boxes, [K, D], before context and dropout; arguments as in `forward`."""
+        regions = enlarge_boxes(boxes, self.box_scale)
+        return pool_regions(tokens, grid, regions, box_clip, self.roi_size, self.temporal, self.pool)
 
-        Cell (i, j) of the map stands for the point ((j + 0.5) / w, (i + 0.5) / h) of the view. Between these points the
-        map is interpolated linearly; in the half cell along the border, beyond them all, it continues as a constant.
-        """
-        _, height, width = grid
-        _, tubelets = split_tokens(tokens, grid)
-        feature_map = tubelets.unflatten(1, grid).mean(dim=1).permute(0, 3, 1, 2)  # [B, D, h, w]
-        # Box corners carry sub-cell information that bfloat16 cannot hold, so the sampling runs in float32 at least.
-        dtype = torch.promote_types(tokens.dtype, torch.float32)
-        x1, y1, x2, y2 = boxes.to(dtype).unbind(dim=1)
-        rois = torch.stack((box_clip.to(dtype), x1 * width, y1 * height, x2 * width, y2 * height), dim=1)
-        with torch.autocast(tokens.device.type, enabled=False):
-            regions = roi_align(
-                feature_map.to(dtype), rois, self.roi_size, sampling_ratio=SAMPLES_PER_BIN, aligned=True
-            )
-        pooled = regions.amax(dim=(2, 3)) if self.pool == "max" else regions.mean(dim=(2, 3))  # of [K, D, bins, bins]
-        return pooled.to(tokens.dtype)
+    def flops(self, tokens: int, boxes: float) -> float:
+        """Operations of the forward pass over one clip of so many tokens and boxes, as `models.flops` counts them."""
+        context = self.context.flops(tokens, boxes) if self.context is not None else 0.0
+        return context + 2 * boxes * self.fc.in_features * self.fc.out_features
 
     def extra_repr(self) -> str:
-        return f"roi_size={self.roi_size}, pool={self.pool}"
-
-
-def split_tokens(tokens: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """[B, P + t h w, D] -> prefix tokens [B, P, D] and tubelet tokens [B, t h w, D]."""
-    tubelets = grid[0] * grid[1] * grid[2]
-    return tokens[:, :-tubelets], tokens[:, -tubelets:]
+        return f"roi_size={self.roi_size}, temporal={self.temporal}, pool={self.pool}, box_scale={self.box_scale}"
 
 
 def _dropout(probability: float) -> nn.Dropout:

@@ -16,10 +16,12 @@ from timm.layers import DropPath, LayerScale, Mlp, get_act_layer, trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.attention import ATTENTION_BACKENDS, Attention
+from models.attention import ATTENTION_BACKENDS, Attention, AttentionFunction
+from models.compilation import require_compiler
 from models.load_report import LoadReport
 from models.options import check_bool, check_choice, check_divisible, check_int, check_keys, check_number
 from models.positions import sincos_positions
+from models.recompute import CHECKPOINTING, recomputed
 
 PRESETS: Final[dict[str, dict[str, int]]] = {
     "vit_tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
@@ -62,7 +64,8 @@ class VideoViTConfig:
         init_values: first value of the layer scale (timm's ls1 and ls2) of every block; None: no layer scale.
         final_norm: whether a LayerNorm follows the last block. Finetuned VideoMAE has none: it normalises the mean.
         attention: a name of attention.ATTENTION_BACKENDS.
-        grad_checkpointing: keep each block's input alone for the backward pass and compute the rest anew.
+        grad_checkpointing: what a block keeps for the backward pass, a name of recompute.CHECKPOINTING.
+        compile: each block runs as a graph that torch.compile makes at its first use; needs a C++ compiler.
 
     Raises:
         ValueError: a value out of range, or sizes that do not divide; names the nearest valid.
@@ -84,7 +87,8 @@ class VideoViTConfig:
     init_values: float | None = None
     final_norm: bool = True
     attention: str = "auto"
-    grad_checkpointing: bool = False
+    grad_checkpointing: str = "none"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         check_int("num_frames", self.num_frames, 1, MAX_SIZE)
@@ -102,14 +106,14 @@ class VideoViTConfig:
         check_divisible("embed_dim", self.embed_dim, "num_heads", self.num_heads)
         check_number("mlp_ratio", self.mlp_ratio, 1 / self.embed_dim, 64.0)
         check_number("drop_path_rate", self.drop_path_rate, 0.0, 0.99)
-        for flag in ("class_token", "qkv_bias", "final_norm"):
+        for flag in ("class_token", "qkv_bias", "final_norm", "compile"):
             check_bool(flag, getattr(self, flag))
         check_choice("pos_embed", self.pos_embed, POS_EMBEDS)
         check_choice("act_layer", self.act_layer, ACT_LAYERS)
         check_number("norm_eps", self.norm_eps, 0.0, 1.0)
         if self.init_values is not None:
             check_number("init_values", self.init_values, 0.0, 1e3)
-        check_bool("grad_checkpointing", self.grad_checkpointing)
+        check_choice("grad_checkpointing", self.grad_checkpointing, CHECKPOINTING)
         check_choice("attention", self.attention, ATTENTION_BACKENDS)
 
     @property
@@ -155,8 +159,18 @@ class TubeletEmbed(nn.Module):
         return tokens
 
 
+class LeanMlp(Mlp):
+    """timm's Mlp, which keeps the input of its activation for the backward pass and not its output as well."""
+
+    def forward(self, tokens: Tensor, lean: bool = True) -> Tensor:
+        """[B, N, D] -> [B, N, D]. `lean`: see `recomputed`."""
+        with recomputed(self.act, self.fc1(tokens), lean) as hidden:
+            out: Tensor = self.fc2(hidden)
+        return out
+
+
 class Block(nn.Module):
-    """Pre-norm transformer block: attention, then MLP, each added to its input. [B, N, D] -> [B, N, D]."""
+    """Pre-norm transformer block: attention, then MLP, each added to its input."""
 
     def __init__(self, config: VideoViTConfig, drop_path: float) -> None:
         super().__init__()
@@ -165,13 +179,32 @@ class Block(nn.Module):
         self.attn = Attention(dim, config.num_heads, config.attention, config.qkv_bias)
         self.ls1 = _layer_scale(config)
         self.norm2 = nn.LayerNorm(dim, config.norm_eps)
-        self.mlp = Mlp(dim, config.mlp_dim, act_layer=get_act_layer(config.act_layer))
+        self.mlp = LeanMlp(dim, config.mlp_dim, act_layer=get_act_layer(config.act_layer))
         self.ls2 = _layer_scale(config)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        tokens = tokens + self.drop_path(self.ls1(self.attn(self.norm1(tokens))))
-        return tokens + self.drop_path(self.ls2(self.mlp(self.norm2(tokens))))
+    def forward(self, tokens: Tensor, attend: AttentionFunction | None = None, checkpointing: str = "none") -> Tensor:
+        """[B, N, D] -> [B, N, D].
+
+        Args:
+            tokens: [B, N, D].
+            attend: as in Attention.forward.
+            checkpointing: of recompute.CHECKPOINTING; "full" where the caller checkpoints the block as a whole.
+        """
+        with recomputed(self.norm1, tokens, checkpointing != "full") as normed:
+            attended = self.attn(normed, attend)
+        tokens = tokens + self.drop_path(self.ls1(attended))
+        if checkpointing == "selective":
+            # It draws no random numbers: stochastic depth comes after.
+            moved = checkpoint(self._mlp, tokens, False, use_reentrant=False, preserve_rng_state=False)
+        else:
+            moved = self._mlp(tokens, checkpointing == "none")
+        return tokens + self.drop_path(self.ls2(moved))
+
+    def _mlp(self, tokens: Tensor, lean: bool) -> Tensor:
+        with recomputed(self.norm2, tokens, lean) as normed:
+            out: Tensor = self.mlp(normed, lean)
+        return out
 
 
 class VideoViT(nn.Module):
@@ -180,9 +213,10 @@ class VideoViT(nn.Module):
     Attributes:
         config: what it was built from.
         embed_dim: D.
+        head_dim: width of an attention head.
         grid: (t, h, w).
         num_prefix_tokens: P, 0 or 1.
-        grad_checkpointing: may be switched at any time.
+        grad_checkpointing: as in VideoViTConfig; may be switched at any time.
         load_report: what became of a checkpoint's tensors, where the weights come from one.
     """
 
@@ -193,6 +227,7 @@ class VideoViT(nn.Module):
         super().__init__()
         self.config = config
         self.embed_dim = config.embed_dim
+        self.head_dim = config.embed_dim // config.num_heads
         self.grid = config.grid
         self.num_prefix_tokens = int(config.class_token)
         self.grad_checkpointing = config.grad_checkpointing
@@ -208,6 +243,10 @@ class VideoViT(nn.Module):
         self.blocks = nn.ModuleList(Block(config, drop_path=i * rate_step) for i in range(config.depth))
         self.norm = nn.LayerNorm(config.embed_dim, config.norm_eps) if config.final_norm else nn.Identity()
         self.reset_parameters()
+        if config.compile:
+            require_compiler()
+            for block in self.blocks:
+                block.compile()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -256,11 +295,22 @@ class VideoViT(nn.Module):
         if self.cls_token is not None:
             tokens = torch.cat((self.cls_token.expand(len(tokens), -1, -1), tokens), dim=1)
         tokens = tokens + self.pos_embed
-        recompute = self.grad_checkpointing and torch.is_grad_enabled()
+        attend = self.attention_for(tokens)
+        mode = self.grad_checkpointing if torch.is_grad_enabled() else "none"
         for block in self.blocks:
-            tokens = checkpoint(block, tokens, use_reentrant=False) if recompute else block(tokens)
+            if mode == "full":
+                tokens = checkpoint(block, tokens, attend, mode, use_reentrant=False)
+            else:
+                tokens = block(tokens, attend, mode)
         normed: Tensor = self.norm(tokens)
         return normed
+
+    def attention_for(self, tokens: Tensor) -> AttentionFunction:
+        """What computes attention of `tokens`, as they are or as autocast makes them. Raises ValueError where it cannot
+        run on their device or with their dtype."""
+        first = self.blocks[0]
+        assert isinstance(first, Block)
+        return first.attn.function(tokens)
 
 
 def create_backbone(
@@ -289,21 +339,6 @@ def create_backbone(
         if isinstance(value, list):  # JSON and YAML know no tuples
             options[key] = tuple(value)
     return VideoViT(VideoViTConfig(**options, **{**PRESETS[name], **overrides}))
-
-
-def flops_per_clip(backbone: VideoViT) -> int:
-    """Floating-point operations of one clip's forward pass; a training step costs three times as many.
-
-    Counts the matrix products, a product [m, k] x [k, n] as 2 m k n, attention's included, and nothing else.
-    """
-    config = backbone.config
-    dim, (time, height, width) = config.embed_dim, config.grid
-    tubelets = time * height * width
-    tokens = tubelets + backbone.num_prefix_tokens
-    kernel = CHANNELS * config.tubelet_size[0] * config.tubelet_size[1] * config.tubelet_size[2]
-    linear = 2 * tokens * dim * (4 * dim + 2 * config.mlp_dim)
-    attention = 4 * tokens * tokens * dim
-    return 2 * tubelets * kernel * dim + config.depth * (linear + attention)
 
 
 def _layer_scale(config: VideoViTConfig) -> nn.Module:

@@ -1,6 +1,7 @@
 """Entry point of training: `deepspeed train/main.py --ds ds_configs/zero2.json [--recipe R.yaml] [key=value ...]`."""
 
 import argparse
+import logging
 from pathlib import Path
 
 from data.decode import require_ffmpeg
@@ -49,6 +50,9 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace, rank: Rank) -> None:
     """The steps of a run, on every rank."""
+    if rank.first:  # the models say which attention kernel runs
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("models").setLevel(logging.INFO)
     recipe = rank.together(lambda: load_recipe(args.recipe, args.overrides))
     checkpoints = Checkpoints(recipe.out, recipe.keep)
 

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 
 from data.errors import UserError
-from models import PRESETS, CofinetuneModel, create_model, init_backbone, read_source
+from models import PRESETS, CofinetuneModel, attention_function, create_model, init_backbone, read_source
 from train.recipe import InitRecipe, Recipe, project_path, view_config
 from train.tasks import Task
 
+EXECUTION = ("attention", "grad_checkpointing", "compile")
+"""How a machine runs the backbone. Checkpoints do not say it: another machine may lack what this one has."""
 DIMENSIONS = ("embed_dim", "depth", "num_heads")
 DECIDED = (*DIMENSIONS, "mlp_ratio", "tubelet_size", "act_layer", "norm_eps")
 """Options that a source of weights leaves no choice about. What else differs shows as missing or unexpected tensors,
@@ -33,7 +35,8 @@ def model_config(recipe: Recipe, tasks: list[Task], resumed: Path | None = None)
     """
     backbone = {key: value for key, value in asdict(recipe.model).items() if value is not None}
     shared = {key: backbone.pop(key) for key in ("mean", "std", "subtract_mean_frame")}
-    del backbone["init"]
+    for key in ("init", *EXECUTION):
+        del backbone[key]
     if resumed is not None:
         backbone = {**_resumed_backbone(resumed), **backbone}
     elif recipe.model.init.source is not None:
@@ -41,10 +44,6 @@ def model_config(recipe: Recipe, tasks: list[Task], resumed: Path | None = None)
     heads = {}
     for task in tasks:
         head = {key: value for key, value in asdict(task.recipe.head).items() if value is not None}
-        if task.recipe.kind == "classification":
-            del head["roi_size"]
-        else:
-            del head["fc_norm"]
         heads[task.name] = {"kind": task.recipe.kind, "num_classes": len(task.classes), **head}
     told: dict[str, dict[str, Any]] = {}
     for task in tasks:
@@ -69,11 +68,16 @@ def build_model(recipe: Recipe, config: dict[str, Any], init: bool = True) -> Co
         init: false leaves `model.init` out, for a run that goes on from a checkpoint.
 
     Raises:
-        UserError: a configuration that makes no model, or a source of weights that does not fit.
+        UserError: a configuration that makes no model, attention that cannot run here, or a source of weights that does
+            not fit.
     """
     torch.manual_seed(recipe.seed)
+    backbone = config["backbone"] | {key: getattr(recipe.model, key) for key in EXECUTION}
     try:
-        model = create_model({key: value for key, value in config.items() if key != "tasks"})
+        model = create_model({key: config[key] for key in config if key != "tasks"} | {"backbone": backbone})
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+        attention_function(recipe.model.attention, device, dtype, model.backbone.head_dim)
     except ValueError as error:
         raise UserError(f"model: {error}") from error
     first = recipe.model.init

@@ -72,8 +72,13 @@ class ModelRecipe:
     """A LayerNorm behind the last block [true]. Finetuned VideoMAE has one behind the mean instead: true takes that."""
     drop_path_rate: float = 0.0
     """Stochastic depth of the last block; linear from 0 at the first one."""
-    grad_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    attention: str = "auto"
+    """What computes attention: auto | sdpa | flash_attn | eager. auto is sdpa, PyTorch's own."""
+    grad_checkpointing: str = "none"
+    """none | selective | full: how much of the activations the backward pass computes anew. none keeps what matrix
+    products and attention gave, selective only attention's part of it (the MLP is done again), full a block's input."""
+    compile: bool = False
+    """torch.compile of each block; the first steps wait for the compiler."""
     mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
     """Subtracted from RGB in [0, 1]; std divides after."""
     std: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
@@ -112,10 +117,16 @@ class HeadRecipe:
     dropout: float = 0.0
     pool: str | None = None
     """classification: mean | class_token; localisation, inside of a box: max | mean. None: the head's default."""
-    roi_size: int = 7
-    """Side of RoIAlign's grid; localisation only."""
-    fc_norm: bool = False
-    """A LayerNorm behind the pooling, for backbones with final_norm: false; classification only."""
+    fc_norm: bool | None = None
+    """A LayerNorm behind the pooling, for backbones with final_norm: false; classification only (None: no)."""
+    roi_size: int | None = None
+    """Side of RoIAlign's grid (None: 7). This and what follows is for localisation only."""
+    temporal: str | None = None
+    """mean | max over time before RoIAlign, or roi: RoIAlign at each time step, then `pool` (None: mean)."""
+    box_scale: float | None = None
+    """Sides of the region that is pooled over those of the box, from 1 to 10 (None: 1)."""
+    context_heads: int | None = None
+    """Heads of a layer through which a box looks at all tokens of its clip (None: no such layer)."""
 
 
 @dataclass

@@ -1,83 +1,51 @@
-"""A recipe's model: what the recipe leaves open comes from the source of its weights, what contradicts it is told."""
-
-import shutil
+"""The model of a recipe: what a checkpoint says of it, and what belongs to the machine that trains it."""
 
 import pytest
 import torch
-from transformers import VideoMAEForVideoClassification, VivitForVideoClassification
 
 from data.errors import UserError
-from models import backbone_from_checkpoint, load_model
-from tests.models.hf import clips_for, save, tokens_of, videomae, vivit
-from tests.train.tiny_runs import build, tiny_recipe, tiny_tasks
-from train.checkpoint import Checkpoints
-from train.launch import Rank
-from train.model import build_model, describe_init, model_config
+from models import create_model
+from tests.train.tiny_runs import tiny_recipe, tiny_tasks
+from train.model import EXECUTION, build_model, model_config
 
-ALONE = Rank(0, 1, torch.device("cpu"))
-CLIPS = ("model.num_frames=4", "model.image_size=32")
-SIZES = ("model.embed_dim=24", "model.depth=2", "model.num_heads=3")
+LOCALISED = next(name for name, task in tiny_recipe("/tmp/none").tasks.items() if task.kind == "localisation")
+CLASSIFIED = next(name for name, task in tiny_recipe("/tmp/none").tasks.items() if task.kind == "classification")
 
 
-def made(recipe):
+def build(*overrides):
+    recipe = tiny_recipe("/tmp/none", *overrides)
     config = model_config(recipe, tiny_tasks(recipe))
     return build_model(recipe, config), config
 
 
-@pytest.mark.parametrize("family", ["vivit", "videomae"])
-def test_what_a_recipe_leaves_open_is_as_the_source_has_it(tmp_path, family):
-    source = {
-        "vivit": lambda: vivit(VivitForVideoClassification, image_size=32, qkv_bias=False),
-        "videomae": lambda: videomae(VideoMAEForVideoClassification, image_size=32, layer_norm_eps=1e-4),
-    }[family]()
-    save(source, tmp_path / "hf")
-    (tmp_path / "hf" / "preprocessor_config.json").write_text('{"image_mean": [0.4, 0.5, 0.6], "image_std": [1, 1, 1]}')
-    recipe = tiny_recipe(tmp_path / "run", f"model.init.source={tmp_path / 'hf'}", *CLIPS, *SIZES)
-    model, config = made(recipe)
-    clips = clips_for(source)
-    with torch.no_grad():
-        torch.testing.assert_close(model.backbone.eval()(clips), tokens_of(source, clips), atol=1e-4, rtol=0)
-    expected = {"vivit": {"act_layer": "gelu_tanh", "qkv_bias": False, "class_token": True}}
-    expected["videomae"] = {"pos_embed": "sincos", "norm_eps": 1e-4, "final_norm": False}
-    assert expected[family].items() <= config["backbone"].items()
-    told = describe_init(recipe, model) or ""
-    assert "tensors loaded" in told and "classifier" in told
-    assert "trained with model.mean=[0.4, 0.5, 0.6] model.std=[1.0, 1.0, 1.0]; the recipe has [0.5, 0.5, 0.5]" in told
+def test_how_the_backbone_runs_is_not_written_into_its_configuration():
+    model, config = build("model.attention=eager", "model.grad_checkpointing=selective")
+    assert not set(EXECUTION) & config["backbone"].keys()
+    assert model.backbone.config.attention == "eager" and model.backbone.grad_checkpointing == "selective"
+    elsewhere = create_model({key: value for key, value in config.items() if key != "tasks"})
+    assert elsewhere.backbone.config.attention == "auto"
+    assert elsewhere.state_dict().keys() == model.state_dict().keys()
 
 
-def test_a_recipe_of_another_network_is_told_which_keys_to_set(tmp_path):
-    save(vivit(image_size=32, hidden_size=192, num_hidden_layers=12, intermediate_size=20), tmp_path)
-    with pytest.raises(
-        UserError, match=r"the recipe has .*: set model\.name=vit_tiny model\.tubelet_size=\[2,16,16\]$"
-    ):
-        made(tiny_recipe("run", f"model.init.source={tmp_path}", *CLIPS, "model.tubelet_size=[2,8,8]"))
-    save(vivit(image_size=32), tmp_path)
-    with pytest.raises(
-        UserError, match=r"set model.embed_dim=24 model.depth=2 model.num_heads=3 model.act_layer=gelu_tanh"
-    ):
-        made(tiny_recipe("run", f"model.init.source={tmp_path}", *CLIPS, "model.act_layer=gelu"))
-    recipe = tiny_recipe("run", f"model.init.source={tmp_path}", *CLIPS, *SIZES, "model.class_token=false")
-    with pytest.raises(UserError, match=r"model\.init\.source=.*1 unexpected \(cls_token\)"):
-        made(recipe)
-    recipe.model.init.allow_unexpected = ["cls_token"]
-    assert made(recipe)[0].backbone.num_prefix_tokens == 0
+@pytest.mark.skipif(torch.cuda.is_available(), reason="flash_attn may run here")
+def test_attention_that_cannot_run_here_is_told_before_training():
+    with pytest.raises(UserError, match="model: attention 'flash_attn' cannot run: it needs a CUDA device"):
+        build("model.attention=flash_attn")
 
 
-@pytest.mark.parametrize("name", ["nowhere/at/all", "no_such_model", "nothing.pth"])
-def test_a_source_that_is_not_there(name):
-    with pytest.raises(UserError, match=rf"model\.init\.source={name}: "):
-        made(tiny_recipe("run", f"model.init.source={name}"))
+def test_options_of_heads_reach_them():
+    prefix = f"tasks.{LOCALISED}.head"
+    options = ("temporal=roi", "pool=mean", "box_scale=1.2", "context_heads=2", "roi_size=5", "dropout=0.1")
+    head = build(*(f"{prefix}.{option}" for option in options))[0].heads[LOCALISED]
+    assert (head.temporal, head.pool, head.box_scale, head.roi_size) == ("roi", "mean", 1.2, 5)
+    assert head.context.num_heads == 2 and head.dropout.p == 0.1
 
 
-def test_a_run_goes_on_without_the_source_that_it_began_from(tmp_path):
-    save(vivit(image_size=32), tmp_path / "hf")
-    recipe = tiny_recipe(tmp_path / "run", f"model.init.source={tmp_path / 'hf'}", *CLIPS, *SIZES)
-    engine, config, tasks = build(recipe, ALONE, None)
-    folder = Checkpoints(recipe.out, 1).save(1, engine, recipe, config, ALONE)
-    shutil.rmtree(tmp_path / "hf")
-    again = model_config(recipe, tasks, resumed=folder)
-    assert again == config
-    build_model(recipe, again, init=False)
-    assert load_model(folder)[1]["backbone"]["act_layer"] == "gelu_tanh"
-    other = backbone_from_checkpoint(recipe.out)  # a run is a source, too
-    assert torch.equal(other.blocks[0].attn.qkv.weight, engine.module.backbone.blocks[0].attn.qkv.weight)
+def test_an_option_of_the_other_kind_of_head_is_an_error():
+    with pytest.raises(UserError, match=f"model: heads.{CLASSIFIED}: option 'roi_size' is unknown"):
+        build(f"tasks.{CLASSIFIED}.head.roi_size=7")
+
+
+def test_an_unknown_kind_of_checkpointing_names_the_nearest():
+    with pytest.raises(UserError, match=r"'selectiv' is unknown, the nearest valid one is 'selective'"):
+        build("model.grad_checkpointing=selectiv")
