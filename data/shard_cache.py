@@ -1,7 +1,7 @@
 """A bounded folder of verified remote files, shared by all processes of a machine: of one run and of several.
 
     FOLDER/{key}                a whole file that was verified; its modification time is that of its last use
-    FOLDER/{key}-{bytes}.part   one on its way. Whoever fetches it holds its flock, which the kernel ends with the process
+    FOLDER/{key}-{bytes}.part   one on its way. Whoever fetches it holds its flock, which ends with the process
     FOLDER/{key}.failed         why it could not be fetched, for those who waited for it
     FOLDER/lock                 held while room is made
 
@@ -173,7 +173,7 @@ class ShardCache:
         """Marks files as used now, the first ones last, so that they outlive the others."""
         for file in reversed(files):
             with contextlib.suppress(OSError):
-                os.utime(self._path(file))
+                _use(self._path(file))
 
     def _path(self, file: RemoteFile) -> str:
         return f"{self.folder}/{file.key}"
@@ -189,7 +189,7 @@ class ShardCache:
         if now - self._touched.get(file.key, -TOUCH_S) >= TOUCH_S:
             self._touched[file.key] = now
             with contextlib.suppress(OSError):
-                os.utime(descriptor)
+                _use(descriptor)
         return descriptor
 
     def _fetch(self, file: RemoteFile, wait: bool) -> int | None:
@@ -258,10 +258,11 @@ class ShardCache:
         """Completes and verifies a part whose lock is held."""
         for attempt in range(1, DISK_FULL_ATTEMPTS + 1):
             try:
-                download(file, descriptor, self.retry, lambda: os.utime(descriptor))
+                download(file, descriptor, self.retry, lambda: _use(descriptor))
                 # Before it counts as verified: after a power cut a file may be as long as it was and hold zeros.
                 os.fdatasync(descriptor)
                 os.fchmod(descriptor, VERIFIED)
+                _use(descriptor)
                 return
             except (Missing, Damaged, UserError) as error:
                 self._note_failure(path, error)
@@ -284,7 +285,7 @@ class ShardCache:
     def _admit(self, file: RemoteFile, descriptor: int, part: str, wait: bool) -> bool:
         """Makes room for a part whose lock is held. False, unless `wait`, while there is none to be made."""
         while True:
-            os.utime(descriptor)
+            _use(descriptor)
             with self._room_lock():
                 lacking, busy = self._make_room(file.bytes, os.fstat(descriptor).st_size, part)
                 if not lacking:
@@ -401,6 +402,11 @@ class ShardCache:
             f"cache folder {self.folder} cannot be used ({error.strerror or error}): choose a folder on a disk of this"
             f" machine that you can write (cache.folder=FOLDER, or ${FOLDER_VARIABLE})"
         )
+
+
+def _use(file: int | str) -> None:
+    # In nanoseconds: the kernel's own time stamps are some milliseconds coarse, and the order counts.
+    os.utime(file, ns=(time.time_ns(), time.time_ns()))
 
 
 def _try_lock(descriptor: int) -> bool:

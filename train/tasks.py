@@ -51,7 +51,8 @@ def open_tasks(recipe: Recipe, train: bool = True, val: bool = True) -> list[Tas
         UserError: shards that are not there, or of another kind or other classes than their task; the message says
             which, and what to run.
     """
-    prefixes = [prefix for task in recipe.tasks.values() for prefix in (task.shards, task.val_shards) if prefix]
+    prefixes = [task.shards for task in recipe.tasks.values() if train]
+    prefixes += [task.val_shards for task in recipe.tasks.values() if val and task.val_shards]
     cache = None
     if any(map(is_remote, prefixes)):
         cache = ShardCache(recipe.cache.folder, recipe.cache.max_gb * GB)
@@ -78,8 +79,9 @@ def _check_room(tasks: list[Task], recipe: Recipe, cache: ShardCache) -> None:
     if needed > cache.max_bytes:
         raise UserError(
             f"cache.max_gb={recipe.cache.max_gb:g} is too little: the remote shards that are shuffled into each other"
-            f" (window={recipe.window} of each task) have {needed / GB:.1f} GB, and twice as much lets the next ones come"
-            f" in time: give cache.max_gb={math.ceil(2 * needed / GB)}, or a smaller window, or cache.whole_shards=false"
+            f" (window={recipe.window} of each task) have {needed / GB:.3g} GB, and twice as much lets the next ones"
+            f" come in time: give cache.max_gb={math.ceil(2 * needed / GB)}, a smaller window, or"
+            " cache.whole_shards=false"
         )
 
 
