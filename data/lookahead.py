@@ -50,10 +50,10 @@ class Lookahead:
         ]
         found: dict[str, RemoteFile] = {}
         room = cache.max_bytes
-        # Once around each set is all there is.
-        for number in range(max(count for _, _, count in parts) + 1):
+        # The rest of this epoch and the whole of the next one is all there is.
+        for number in range(2 * max(count for _, _, count in parts)):
             for shards, windows, count in parts:
-                if number > count:
+                if number >= 2 * count:
                     continue
                 for shard in next(windows):
                     file = shards.shard_file(shard)

@@ -336,8 +336,9 @@ class ShardCache:
                         continue
                     size, mode = state.st_size, state.st_mode & 0o777
                     if match[2] and mode == VERIFIED and state.st_nlink > 1:
-                        size = 0  # counted under its final name
-                    elif match[2] and mode == ADMITTED:
+                        self._remove(item.path)  # its process ended just before it would have done so
+                        continue
+                    if match[2] and mode == ADMITTED:
                         size = int(match[2])
                     found.append(Entry(item.path, state.st_mtime_ns, size, state.st_size, match[2] is not None))
         return found

@@ -28,7 +28,7 @@ import numpy as np
 from data.errors import UserError
 from data.fetch import RemoteFile
 from data.shard_cache import ShardCache
-from data.storage import count, is_remote, local_path, read_range
+from data.storage import count, is_remote, local_path, read_head, read_range
 
 FORMAT = "cofinetuning-shards"
 VERSION = 1
@@ -193,7 +193,7 @@ class ShardSet:
 
     def _index_file(self, where: str) -> RemoteFile:
         """The remote index. Its header says how long it is; the manifest that it belongs to, which content it has."""
-        head = io.BytesIO(read_range(where, 0, NPY_HEAD))
+        head = io.BytesIO(read_head(where, NPY_HEAD))
         version = np.lib.format.read_magic(head)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read_header(head)

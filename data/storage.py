@@ -59,7 +59,7 @@ class ReadCounts:
     read_bytes: int = 0
     """Bytes handed to readers."""
     hits: int = 0
-    """Reads of remote samples that were in the cache."""
+    """Reads of remote files that were in the cache."""
     misses: int = 0
     """Reads that had to wait for a shard, or went to the server themselves."""
     fetched_bytes: int = 0
@@ -103,6 +103,13 @@ def is_remote(path: str) -> bool:
 def local_path(path: str) -> str:
     """A path of this machine without the `file://` that it may begin with."""
     return path.removeprefix("file://")
+
+
+def read_head(url: str, size: int) -> bytes:
+    """The first `size` bytes of a remote file, or all of a shorter one. Raises as `read_range` does."""
+    content = retried(lambda: fetch_range(url, 0, size), url)[:size]
+    count(fetched_bytes=len(content))
+    return content
 
 
 def read_range(path: str, offset: int = 0, size: int | None = None) -> bytes:
