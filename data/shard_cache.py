@@ -16,15 +16,15 @@ import errno
 import fcntl
 import json
 import os
-import re
 import stat
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data import cache_room
+from data.cache_room import ADMITTED, NEW, VERIFIED, CacheRoom, is_at, mark_used, remove, try_lock
 from data.errors import UserError
 from data.fetch import RemoteFile, download
 from data.prefetch import Prefetcher
@@ -35,36 +35,15 @@ DEFAULT_GB = 100.0
 FOLDER_VARIABLE = "COFINETUNING_CACHE"
 TOUCH_S = 30.0
 """A process renews a file's time of last use no more often."""
-FAILED_S = 600.0
-"""For so long nobody tries again what has failed since the process began."""
-STALLED_S = 300.0
-"""A fetch that shows no sign of life for so long (its process is suspended, say) is begun anew by who waits for it."""
-ROOM_LOCK_S = 30.0
 POLL_S = 0.1
 DISK_FULL_ATTEMPTS = 4
 
-# The state of an entry is its mode, which goes with the file itself and not with its name.
-NEW, ADMITTED, VERIFIED = 0o600, 0o640, 0o644
-"""No room made for it yet; counted with its full size; whole and right."""
-
-_ENTRY = re.compile(r"([0-9a-f]{64})(?:-(\d+)\.part|(\.failed))?")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def default_folder() -> str:
     """$COFINETUNING_CACHE, or else a folder of this user in $TMPDIR (/tmp)."""
     return os.environ.get(FOLDER_VARIABLE) or f"{tempfile.gettempdir()}/video-cofinetuning-{os.getuid()}"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A file of the cache as seen in a scan; `counted` is what it counts against the budget, in bytes."""
-
-    path: str
-    used_ns: int
-    counted: int
-    disk: int
-    part: bool
 
 
 class ShardCache:
@@ -85,13 +64,14 @@ class ShardCache:
         own = folder is None and FOLDER_VARIABLE not in os.environ
         self.folder = os.path.abspath(folder if folder is not None else default_folder())
         self.max_bytes, self.retry = int(max_bytes), retry
+        self._room = CacheRoom(self.folder, self.max_bytes)
         self.began = time.time()
         self._touched: dict[str, float] = {}
         self._prefetcher = Prefetcher(self)
         try:
             os.makedirs(self.folder, mode=0o700, exist_ok=True)
             found = os.lstat(self.folder)
-            with self._room_lock():
+            with self._room.lock():
                 pass
         except OSError as error:
             raise self._problem(error) from error
@@ -119,7 +99,7 @@ class ShardCache:
                 return content
             if offset + size <= file.bytes and again:
                 # Cut short after it was verified.
-                self._remove(self._path(file))
+                remove(self._path(file))
         raise OSError(f"{file.url}: {len(content)} bytes at offset {offset}, expected {size}: it is cut short")
 
     def read_if_there(self, file: RemoteFile, offset: int, size: int) -> bytes | None:
@@ -173,7 +153,7 @@ class ShardCache:
         """Marks files as used now, the first ones last, so that they outlive the others."""
         for file in reversed(files):
             with contextlib.suppress(OSError):
-                _use(self._path(file))
+                mark_used(self._path(file))
 
     def _path(self, file: RemoteFile) -> str:
         return f"{self.folder}/{file.key}"
@@ -189,7 +169,7 @@ class ShardCache:
         if now - self._touched.get(file.key, -TOUCH_S) >= TOUCH_S:
             self._touched[file.key] = now
             with contextlib.suppress(OSError):
-                _use(descriptor)
+                mark_used(descriptor)
         return descriptor
 
     def _fetch(self, file: RemoteFile, wait: bool) -> int | None:
@@ -202,6 +182,7 @@ class ShardCache:
         path, part = self._path(file), f"{self._path(file)}-{file.bytes}.part"
         self._raise_failure(path)
         try:
+            os.makedirs(self.folder, mode=0o700, exist_ok=True)  # someone may have tidied up
             while True:
                 descriptor, keep = os.open(part, os.O_RDWR | os.O_CREAT, NEW), False
                 try:
@@ -213,10 +194,10 @@ class ShardCache:
                     if _mode(descriptor) == VERIFIED:
                         self._publish(descriptor, path, part)
                         keep = True
-                    elif not _is_at(descriptor, part):
+                    elif not is_at(descriptor, part):
                         continue
                     elif os.path.exists(path):
-                        self._remove(part)
+                        remove(part)
                         there = self._open_hit(file)
                         if there is not None:
                             return there
@@ -224,7 +205,7 @@ class ShardCache:
                     else:
                         self._raise_failure(path)
                         if not self._admit(file, descriptor, part, wait):
-                            self._remove(part)
+                            remove(part)
                             return None
                         self._download(file, descriptor, path, part, wait)
                         self._publish(descriptor, path, part)
@@ -242,14 +223,14 @@ class ShardCache:
     def _lock_part(self, descriptor: int, part: str, wait: bool) -> bool:
         """Takes a part's lock. Without it after all: False, and where that took too long, the part is no more."""
         seen, since = None, time.monotonic()
-        while not _try_lock(descriptor):
+        while not try_lock(descriptor):
             if not wait:
                 return False
             state = os.fstat(descriptor)
             if (alive := (state.st_size, state.st_mtime_ns)) != seen:
                 seen, since = alive, time.monotonic()
-            elif time.monotonic() - since > STALLED_S:
-                self._remove(part)
+            elif time.monotonic() - since > cache_room.STALLED_S:
+                remove(part)
                 return False
             time.sleep(POLL_S)
         return True
@@ -258,15 +239,15 @@ class ShardCache:
         """Completes and verifies a part whose lock is held."""
         for attempt in range(1, DISK_FULL_ATTEMPTS + 1):
             try:
-                download(file, descriptor, self.retry, lambda: _use(descriptor))
+                download(file, descriptor, self.retry, lambda: mark_used(descriptor))
                 # Before it counts as verified: after a power cut a file may be as long as it was and hold zeros.
                 os.fdatasync(descriptor)
                 os.fchmod(descriptor, VERIFIED)
-                _use(descriptor)
+                mark_used(descriptor)
                 return
             except (Missing, Damaged, UserError) as error:
                 self._note_failure(path, error)
-                self._remove(part)
+                remove(part)
                 raise
             except OSError as error:
                 # Others may have filled the disk since there was room.
@@ -279,15 +260,15 @@ class ShardCache:
         with contextlib.suppress(FileExistsError, FileNotFoundError), _directory(self.folder) as folder:
             # Python follows the link to the open file only where it is given a folder too.
             os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=folder, follow_symlinks=True)
-        if _is_at(descriptor, part):
-            self._remove(part)
+        if is_at(descriptor, part):
+            remove(part)
 
     def _admit(self, file: RemoteFile, descriptor: int, part: str, wait: bool) -> bool:
         """Makes room for a part whose lock is held. False, unless `wait`, while there is none to be made."""
         while True:
-            _use(descriptor)
-            with self._room_lock():
-                lacking, busy = self._make_room(file.bytes, os.fstat(descriptor).st_size, part)
+            mark_used(descriptor)
+            with self._room.lock():
+                lacking, busy = self._room.make(file.bytes, os.fstat(descriptor).st_size, part)
                 if not lacking:
                     os.fchmod(descriptor, ADMITTED)
                     return True
@@ -300,85 +281,6 @@ class ShardCache:
                 return False
             time.sleep(POLL_S)
 
-    def _make_room(self, size: int, written: int, part: str) -> tuple[str, bool]:
-        """Evicts what was used longest ago until `size` bytes fit.
-
-        Returns:
-            What is lacking all the same ("", "budget" or "disk"), and whether others are fetching.
-        """
-        entries = [entry for entry in self._scan() if entry.path != part]
-        disk = os.statvfs(self.folder)
-        free = disk.f_bavail * disk.f_frsize - sum(e.counted - e.disk for e in entries if e.part and e.counted)
-        used, busy = sum(entry.counted for entry in entries), False
-        for entry in sorted(entries, key=lambda entry: entry.used_ns):
-            if used + size <= self.max_bytes and size - written <= free:
-                break
-            if self._evict(entry):
-                used, free = used - entry.counted, free + entry.counted
-            else:
-                busy = busy or entry.counted > 0
-        if size - written > free:
-            return "disk", busy
-        return ("budget" if used + size > self.max_bytes else ""), busy
-
-    def _scan(self) -> list[Entry]:
-        found = []
-        with os.scandir(self.folder) as listing:
-            for item in listing:
-                match = _ENTRY.fullmatch(item.name)
-                if match is None:
-                    continue
-                with contextlib.suppress(FileNotFoundError):
-                    state = item.stat()
-                    if match[3]:
-                        if time.time() - state.st_mtime > FAILED_S:
-                            self._remove(item.path)
-                        continue
-                    size, mode = state.st_size, state.st_mode & 0o777
-                    if match[2] and mode == VERIFIED and state.st_nlink > 1:
-                        self._remove(item.path)  # its process ended just before it would have done so
-                        continue
-                    if match[2] and mode == ADMITTED:
-                        size = int(match[2])
-                    found.append(Entry(item.path, state.st_mtime_ns, size, state.st_size, match[2] is not None))
-        return found
-
-    def _evict(self, entry: Entry) -> bool:
-        """Deletes an entry; a part only where nobody is at it. Returns whether its room is free."""
-        if not entry.part:
-            self._remove(entry.path)
-            return True
-        try:
-            descriptor = os.open(entry.path, os.O_RDWR)
-        except FileNotFoundError:
-            return True
-        try:
-            if not _try_lock(descriptor) and time.time() - entry.used_ns / 1e9 < STALLED_S:
-                return False
-            if _is_at(descriptor, entry.path):
-                self._remove(entry.path)
-            return True
-        finally:
-            os.close(descriptor)
-
-    @staticmethod
-    def _remove(path: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-
-    @contextlib.contextmanager
-    def _room_lock(self) -> Iterator[None]:
-        descriptor = os.open(f"{self.folder}/lock", os.O_RDWR | os.O_CREAT, NEW)
-        try:
-            # A process that was suspended just now must not stop all others: without the lock, no more than the
-            # budget is at risk.
-            until = time.monotonic() + ROOM_LOCK_S
-            while not _try_lock(descriptor) and time.monotonic() < until:
-                time.sleep(0.01)
-            yield
-        finally:
-            os.close(descriptor)
-
     def _note_failure(self, path: str, error: Exception) -> None:
         kind = type(error).__name__ if isinstance(error, (Missing, Damaged)) else "UserError"
         temporary = f"{path}.failed.{os.getpid()}"
@@ -390,7 +292,7 @@ class ShardCache:
         """Raises what another process has met with lately, so that a thousand samples do not each ask for one shard."""
         try:
             noted = os.stat(f"{path}.failed").st_mtime
-            if noted < self.began or time.time() - noted > FAILED_S:
+            if noted < self.began or time.time() - noted > cache_room.FAILED_S:
                 return
             failure = json.loads(Path(f"{path}.failed").read_text())
         except (OSError, ValueError):
@@ -405,29 +307,8 @@ class ShardCache:
         )
 
 
-def _use(file: int | str) -> None:
-    # In nanoseconds: the kernel's own time stamps are some milliseconds coarse, and the order counts.
-    os.utime(file, ns=(time.time_ns(), time.time_ns()))
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _mode(descriptor: int) -> int:
     return os.fstat(descriptor).st_mode & 0o777
-
-
-def _is_at(descriptor: int, path: str) -> bool:
-    """Whether the open file is still the one at `path`."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 @contextlib.contextmanager

@@ -47,6 +47,8 @@ INDEX_DTYPE = np.dtype(
 """Row of an example: shard number, where its JSON and video lie in the tar (bytes), and the keyframe's place in the
 sample's list (0 for classification)."""
 
+TAR_PADDING = 2048
+"""What lies between the record and the video of a sample: the padding of one, the header of the other."""
 NPY_HEAD = 4096
 """Bytes that surely hold the header of an index."""
 
@@ -152,6 +154,7 @@ class ShardSet:
         self.folder = self.prefix.rpartition("/")[0] or "."
         self.cache = (cache or ShardCache()) if is_remote(self.prefix) else None
         self.whole_shards = True
+        self._alone: tuple[int, int, bytes] | None = None
         where = f"{self.prefix}.manifest.json"
         try:
             text = read_range(where)
@@ -235,28 +238,39 @@ class ShardSet:
 
     def read_json(self, example: int) -> dict[str, Any]:
         """The sample JSON of an example. Raises OSError or ValueError when it cannot be read."""
-        row = self.index[example]
-        sample = json.loads(self._read(int(row["shard"]), int(row["json_offset"]), int(row["json_bytes"])))
+        sample = json.loads(self._read(self.index[example], "json"))
         if not isinstance(sample, dict):
             raise ValueError("sample JSON is not an object")
         return sample
 
     def read_video(self, example: int) -> bytes:
         """The encoded video of an example. Raises OSError or ValueError when it cannot be read whole."""
-        row = self.index[example]
-        return self._read(int(row["shard"]), int(row["video_offset"]), int(row["video_bytes"]))
+        return self._read(self.index[example], "video")
 
-    def _read(self, shard: int, offset: int, size: int) -> bytes:
+    def _read(self, row: np.void, member: Literal["json", "video"]) -> bytes:
+        shard, offset, size = int(row["shard"]), int(row[f"{member}_offset"]), int(row[f"{member}_bytes"])
         if shard >= len(self.manifest.shards):
             raise ValueError(f"the index names shard {shard} of {len(self.manifest.shards)}")
-        if self.cache is not None:
-            file = self.shard_file(shard)
-            if self.whole_shards:
-                return self.cache.read(file, offset, size)
-            kept = self.cache.read_if_there(file, offset, size)
-            if kept is not None:
-                return kept
+        if self.cache is None:
+            content = read_range(self.shard_path(shard), offset, size)
+            count(read_bytes=size)
+            return content
+        file = self.shard_file(shard)
+        if self.whole_shards:
+            return self.cache.read(file, offset, size)
+        kept = self.cache.read_if_there(file, offset, size)
+        return kept if kept is not None else self._read_alone(row, offset, size)
+
+    def _read_alone(self, row: np.void, offset: int, size: int) -> bytes:
+        """A part of a sample from the server. All of the sample comes at once, since the rest is asked for next."""
+        shard, start = int(row["shard"]), int(row["json_offset"])
+        length = int(row["video_offset"]) + int(row["video_bytes"]) - start
+        if not 0 < length <= int(row["json_bytes"]) + int(row["video_bytes"]) + TAR_PADDING:
+            start, length = offset, size  # not packed side by side
+        if self._alone is None or self._alone[:2] != (shard, start):
+            self._alone = (shard, start, read_range(self.shard_path(shard), start, length))
             count(misses=1)
-        content = read_range(self.shard_path(shard), offset, size)
-        count(read_bytes=len(content))
-        return content
+        else:
+            count(hits=1)
+        count(read_bytes=size)
+        return self._alone[2][offset - start : offset - start + size]

@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +20,8 @@ T = TypeVar("T")
 
 STALL_S = 60.0
 """A server that sends nothing for so long is asked again."""
+QUIET_FAILURES = 3
+"""From this one on, failed attempts are told: nobody should sit before a silent program."""
 LOCAL_ATTEMPTS = 4
 PASSING = (errno.ESTALE, errno.EIO, errno.EAGAIN, errno.ETIMEDOUT)
 """Errors of a network file system that often pass: a server that fails over, a file handle gone stale."""
@@ -203,7 +206,8 @@ def retried(read: Callable[[], T], url: str, retry: Retry | None = None, alive: 
             if alive is not None:
                 alive()
             return read()
-        except Exception as error:  # every file system of fsspec has errors of its own
+        except Exception as caught:  # noqa: BLE001 - every file system of fsspec has errors of its own
+            error = caught
             failures += 1
             lasting = _lasting(url, error)
             if lasting is not None:
@@ -213,7 +217,11 @@ def retried(read: Callable[[], T], url: str, retry: Retry | None = None, alive: 
                     f"{url}: cannot be read after {failures} attempts ({describe(error)}); the network or the server is"
                     " at fault, so the run stops here and can be resumed later"
                 ) from error
-        time.sleep(retry.wait_s(failures))
+        wait = retry.wait_s(failures)
+        if failures >= QUIET_FAILURES:
+            reason = f"attempt {failures} of {retry.attempts} failed ({describe(error)})"
+            print(f"{url}: {reason}, the next one in {wait:.0f} s", file=sys.stderr, flush=True)
+        time.sleep(wait)
 
 
 def _lasting(url: str, error: Exception) -> Exception | None:

@@ -6,7 +6,6 @@ import time
 from collections import Counter, deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
 
 
 class RangeServer:
@@ -38,9 +37,7 @@ class RangeServer:
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         self.gate.set()
         self._server.shutdown()
@@ -90,15 +87,15 @@ def _handler(server: RangeServer) -> type[BaseHTTPRequestHandler]:
                 body = bytes([body[0] ^ 1]) + body[1:]
             try:
                 if fault == "slow":
+                    server.sent[name] += len(body)
                     for begin in range(0, len(body), max(len(body) // 10, 1)):
                         self.wfile.write(body[begin : begin + max(len(body) // 10, 1)])
                         self.wfile.flush()
                         time.sleep(0.01)
-                    server.sent[name] += len(body)
                     return
+                server.sent[name] += half
                 self.wfile.write(body[:half])
                 self.wfile.flush()
-                server.sent[name] += half
                 server.halfway.set()
                 server.gate.wait()
                 if fault == "stall":
@@ -107,8 +104,8 @@ def _handler(server: RangeServer) -> type[BaseHTTPRequestHandler]:
                     self.close_connection = True
                     self.connection.close()
                     return
-                self.wfile.write(body[half:])
                 server.sent[name] += len(body) - half
+                self.wfile.write(body[half:])
             except OSError:
                 self.close_connection = True  # whoever asked is gone
 

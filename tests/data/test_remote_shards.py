@@ -148,14 +148,14 @@ def test_what_comes_next_is_fetched_ahead(server, local, cache):
         _ = there[0, position]
     counts = take_counts()
     assert counts.misses == 0 and counts.hits == 18 and counts.fetched_bytes == 0
-    assert sorted(set(local.index["shard"][order.example(p)] for p in range(10))) == list(range(SHARDS))
+    assert sorted({int(local.index["shard"][order.example(p)]) for p in range(10)}) == list(range(SHARDS))
 
 
 def test_lookahead_names_the_shards_in_the_order_of_use(server, local, cache):
     shards = ShardSet(f"{server.url}/kinetics-train", cache)
     (order,) = orders(local)
     asked = []
-    cache.prefetch = lambda files: asked.append([file.url for file in files])  # type: ignore[method-assign, assignment]
+    cache.prefetch = lambda files: asked.append([file.url for file in files])
     ahead = Lookahead([local, shards], [order, order])
     for position in range(10):
         ahead.at(0, position)
@@ -174,7 +174,7 @@ def test_two_tasks_take_turns_ahead(server, local, cache):
     shards = ShardSet(f"{server.url}/kinetics-train", cache)
     first, second = (EpochOrder(local.shard_examples, seed, "kinetics", 1) for seed in (0, 3))
     ahead = Lookahead([shards, shards], [first, second])
-    cache.prefetch = lambda files: None  # type: ignore[method-assign, assignment]
+    cache.prefetch = lambda files: None
     ahead.at(0, 0)
     ahead.at(1, 4)
     expected = []
@@ -197,7 +197,10 @@ def test_sparse_use_reads_single_samples(server, local, cache):
     assert same(dataset[4], EvalDataset(task(local))[4])
     row = local.index[4]
     name = local.manifest.shards[row["shard"]].name
-    assert server.sent[name] == row["json_bytes"] + row["video_bytes"] and shards_asked(server) == [name] * 2
+    # In one request, the tar's own header of the video included.
+    assert shards_asked(server) == [name]
+    assert 512 <= server.sent[name] - row["json_bytes"] - row["video_bytes"] < 1024
+    assert same(dataset[5], EvalDataset(task(local))[5]) and len(shards_asked(server)) == 2
     # What is in the cache anyway is taken from there.
     whole = ShardSet(f"{server.url}/kinetics-train", cache)
     assert whole.read_video(0) == whole.by_range().read_video(0) == local.read_video(0)

@@ -1,17 +1,18 @@
-"""The cache of remote files: what it holds, what it asks the server for, and what killed and rival processes do to it."""
+"""The cache of remote files: what it holds, what it asks the server for, and what kills and rivals do to it."""
 
-import contextlib
 import hashlib
 import multiprocessing
 import os
 import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import fsspec
@@ -19,10 +20,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import fetch, shard_cache
+from data import cache_room, fetch, shard_cache
 from data.errors import UserError
 from data.fetch import RemoteFile
-from data.prefetch import AHEAD_SHARE, within
+from data.prefetch import within
 from data.shard_cache import ShardCache
 from data.storage import Damaged, Missing, Retry, take_counts
 from tests.range_server import RangeServer
@@ -205,7 +206,7 @@ def test_a_kill_after_the_last_byte(server, files, folder, monkeypatch, stage):
 
     def victim() -> None:
         name = {"before it was verified": "fdatasync", "before it had its name": "link"}.get(stage)
-        monkeypatch.setattr(os, name, die) if name else monkeypatch.setattr(ShardCache, "_remove", die)
+        monkeypatch.setattr(os, name, die) if name else monkeypatch.setattr(shard_cache, "remove", die)
         whole(cache_of(folder), files[0])
 
     assert ended(started(victim)) == -signal.SIGKILL
@@ -222,7 +223,7 @@ def test_a_kill_after_the_last_byte(server, files, folder, monkeypatch, stage):
 
 
 def test_a_suspended_fetch_does_not_stop_the_others(server, files, folder, monkeypatch):
-    monkeypatch.setattr(shard_cache, "STALLED_S", 0.3)
+    monkeypatch.setattr(cache_room, "STALLED_S", 0.3)
     server.gate.clear()
     sleeper = started(lambda: whole(cache_of(folder), files[0]))
     assert server.halfway.wait(20)
@@ -247,12 +248,13 @@ def test_what_was_used_longest_ago_is_evicted(server, files, folder, monkeypatch
 
 @given(
     st.lists(st.tuples(st.integers(0, 7), st.booleans()), max_size=30),
-    st.lists(st.integers(1, 4000), min_size=8, max_size=8),
+    st.lists(st.integers(8, 4000), min_size=8, max_size=8),
     st.integers(4000, 12_000),
 )
 def test_eviction_keeps_the_budget_and_the_order_of_use(tmp_path_factory, reads, sizes, budget):
     folder = tmp_path_factory.mktemp("cache")
-    stored, model = [], []
+    stored: list[RemoteFile] = []
+    model: list[int] = []
     for number, size in enumerate(sizes):
         content = content_of(number, size)
         digest = hashlib.sha256(content).hexdigest()
@@ -284,14 +286,14 @@ def test_a_reader_of_an_evicted_file_reads_on(server, files, folder):
 
 
 def test_rivals_for_one_place_all_get_on(server, files, folder):
-    """A cache with room for one file, six processes that want six files: slow, but nobody stops or reads amiss."""
+    """A cache with room for one file, four processes that want six files: slow, but nobody stops or reads amiss."""
 
     def read(first: int) -> None:
         cache = cache_of(folder, 1.5)
         for number in range(first, first + 6):
             assert whole(cache, files[number % 6]) == content_of(number % 6)
 
-    assert [ended(process) for process in [started(lambda first=first: read(first)) for first in range(4)]] == [0] * 4
+    assert [ended(process) for process in [started(partial(read, first)) for first in range(4)]] == [0] * 4
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 1.5 * SIZE
 
 
@@ -314,6 +316,25 @@ def test_a_file_that_was_spoilt_on_disk(server, files, folder):
     os.truncate(folder / files[0].key, 100)
     assert whole(cache, files[0]) == content_of(0)
     assert held(folder) == {files[0].key}
+
+
+def test_a_folder_that_is_deleted_in_between(server, files, folder):
+    cache = cache_of(folder)
+    whole(cache, files[0])
+    shutil.rmtree(folder)
+    assert whole(cache, files[0]) == content_of(0)
+    server.gate.clear()
+    server.halfway.clear()
+
+    def delete() -> None:
+        server.halfway.wait(20)
+        shutil.rmtree(folder)
+        server.gate.set()
+
+    threading.Thread(target=delete).start()
+    assert whole(cache, files[1]) == content_of(1)
+    assert whole(cache, files[1]) == content_of(1)
+    assert numbers(folder, files) == {1}
 
 
 def test_failures_are_told_to_those_who_wait(server, files, folder):
@@ -474,6 +495,5 @@ def test_within(wanted, budget):
 def test_a_cache_can_be_sent_to_another_process(folder):
     cache = cache_of(folder)
     cache.prefetch([])
-    again = pickle.loads(pickle.dumps(cache))
+    again = pickle.loads(pickle.dumps(cache))  # noqa: S301 - our own
     assert (again.folder, again.max_bytes, again.retry) == (cache.folder, cache.max_bytes, cache.retry)
-    assert 0 < AHEAD_SHARE < 1

@@ -5,7 +5,6 @@ import hashlib
 import importlib.util
 import os
 import socket
-from functools import partial
 
 import fsspec
 import pytest
