@@ -12,8 +12,9 @@ class RangeServer:
     """Serves the files of `root`. Use as a context manager.
 
     `faults` are taken up one per GET, each one of: a status such as 500, "cut" (breaks off in the middle of the body),
-    "wrong" (flips a bit), "slow" (trickles), "stall" (sends half, then nothing). `always` is a fault for every GET
-    beyond them. Without `ranges` every answer is the whole file. While `gate` is clear, answers stop half way.
+    "wrong" (flips a bit), "slow" (trickles), "stall" (sends half, sets `stalled`, then nothing). `always` is a fault
+    for every GET beyond them. Without `ranges` every answer is the whole file. While `gate` is clear, answers stop
+    half way.
     """
 
     def __init__(self, root: Path) -> None:
@@ -22,7 +23,7 @@ class RangeServer:
         self.always: str | int | None = None
         self.gate = threading.Event()
         self.gate.set()
-        self.halfway = threading.Event()
+        self.halfway, self.stalled = threading.Event(), threading.Event()
         self.sent: Counter[str] = Counter()
         self.gets: list[tuple[str, str | None]] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -99,6 +100,7 @@ def _handler(server: RangeServer) -> type[BaseHTTPRequestHandler]:
                 server.halfway.set()
                 server.gate.wait()
                 if fault == "stall":
+                    server.stalled.set()
                     server._ended.wait(20)
                 if fault in ("cut", "stall"):
                     self.close_connection = True
