@@ -17,7 +17,7 @@ import numpy as np
 from data.order import EpochOrder
 from data.shards import INDEX_DTYPE, ClassInfo, Manifest, ShardInfo, ShardSet
 
-SHARD_BYTES = 430_000_000
+SHARD_BYTES = 431_000_000
 
 
 def main() -> None:

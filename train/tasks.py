@@ -17,6 +17,8 @@ from data.shards import ClassInfo, ShardSet
 from data.storage import is_remote
 from train.recipe import Recipe, TaskRecipe, load_recipe, view_config
 
+CHECKED_ROWS = 2**18
+
 
 @dataclass(frozen=True)
 class Task:
@@ -130,15 +132,20 @@ def _check_files(where: str, shards: ShardSet) -> None:
             f"{where}: {len(wrong)} of {len(infos)} tars of {shards.prefix} are missing or not what the manifest says: "
             f"{', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}; copy them again, or pack again"
         )
-    index, sizes = shards.index, np.array([shard.bytes for shard in infos], dtype=np.uint64)
-    fits = index["shard"] < len(infos)
-    room = sizes[np.where(fits, index["shard"], 0)]
-    for part in ("json", "video"):
-        length = index[f"{part}_bytes"].astype(np.uint64)
-        fits &= (length <= room) & (index[f"{part}_offset"] <= room - np.minimum(length, room))
-    if not fits.all():
+    sizes = np.array([shard.bytes for shard in infos], dtype=np.uint64)
+    outside = 0
+    # In pieces: every rank does this, and an index of millions of rows is shared memory only as long as it is a map.
+    for start in range(0, len(shards.index), CHECKED_ROWS):
+        index = shards.index[start : start + CHECKED_ROWS]
+        fits = index["shard"] < len(infos)
+        room = sizes[np.where(fits, index["shard"], 0)]
+        for part in ("json", "video"):
+            length = index[f"{part}_bytes"].astype(np.uint64)
+            fits &= (length <= room) & (index[f"{part}_offset"] <= room - np.minimum(length, room))
+        outside += int((~fits).sum())
+    if outside:
         raise UserError(
-            f"{where}: {shards.prefix}.index.npy is not of these tars: {(~fits).sum()} of its {len(index)} examples lie"
+            f"{where}: {shards.prefix}.index.npy is not of these tars: {outside} of {len(shards.index)} examples lie"
             " outside of them; copy it again, or pack again"
         )
 
