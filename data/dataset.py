@@ -14,6 +14,7 @@ from data import augment, sampling
 from data.batch import PADDING, Example, ExampleInfo, Substitute
 from data.decode import DecodeError, decode
 from data.errors import UserError
+from data.lookahead import Lookahead
 from data.sample_json import Keyframe, SampleError, class_label, frame_count, read_keyframe, sample_key
 from data.shards import Kind, ShardSet
 from data.view import ViewConfig
@@ -23,6 +24,11 @@ ATTEMPTS = 8
 
 PROPOSAL_IOU = 0.5
 """The overlap that lets a proposal take a person's labels in training: what the evaluation takes for a match."""
+
+
+EVAL_LOOKAHEAD = 3
+"""Shards that an evaluation fetches ahead, the one in use included: a rank reads neighbours, and what lies beyond its
+share is the next rank's."""
 
 
 class Order(Protocol):
@@ -78,6 +84,7 @@ class MixtureDataset(Dataset[Example]):
         self.tasks = list(tasks)
         self.orders = list(orders)
         self.seed = seed
+        self._lookahead = Lookahead([task.shards for task in tasks], orders)
 
     def __getitem__(self, index: tuple[int, int]) -> Example:
         """The example at an address, or its substitute, the same one each time.
@@ -86,6 +93,7 @@ class MixtureDataset(Dataset[Example]):
             UserError: neither the sample nor any of ATTEMPTS substitutes can be used.
         """
         number, position = index
+        self._lookahead.at(number, position)
         task = self.tasks[number]
         example = self.orders[number].example(position)
         substitutes: list[Substitute] = []
@@ -115,6 +123,7 @@ class EvalDataset(Dataset[Example]):
 
     def __init__(self, task: TaskData) -> None:
         self.task = task
+        self._shard = -1
 
     def __len__(self) -> int:
         return len(self.task.shards)
@@ -123,6 +132,10 @@ class EvalDataset(Dataset[Example]):
         """Example number `example`. A bad sample comes back as padding that carries the reason in `substitutes`."""
         if example == PADDING:
             return self._padding()
+        shard = int(self.task.shards.index[example]["shard"])
+        if shard != self._shard:
+            self._shard = shard
+            self.task.shards.prefetch(range(shard, min(shard + EVAL_LOOKAHEAD, len(self.task.shards.manifest.shards))))
         try:
             return load_example(self.task, example)
         except BadSample as bad:

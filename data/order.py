@@ -1,7 +1,7 @@
 """The order of a task's examples by arithmetic alone: position -> example, without state and without replay."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -84,6 +84,20 @@ class EpochOrder:
         place = low + permute(place - low, high - low, key)
         shard = int(np.searchsorted(starts, place, side="right")) - 1
         return int(self._first[shards[shard]] + place - starts[shard])
+
+    def window_at(self, position: int) -> tuple[int, int]:
+        """The window that `position` lies in: its epoch, and its number in the epoch."""
+        epoch, place = divmod(position, self.size)
+        _, starts = _epoch(self, epoch)
+        return epoch, (int(np.searchsorted(starts, place, side="right")) - 1) // self.window
+
+    def windows_from(self, epoch: int, number: int) -> Iterator[list[int]]:
+        """The shards of a window, of the one after it, and so on without end: what will be read next."""
+        while True:
+            shards, _ = _epoch(self, epoch)
+            for begin in range(number * self.window, len(shards), self.window):
+                yield shards[begin : begin + self.window].tolist()
+            epoch, number = epoch + 1, 0
 
     # The cache of epochs is keyed by the order itself, so equal orders share their entries.
     def __eq__(self, other: object) -> bool:

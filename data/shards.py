@@ -10,10 +10,14 @@ An *example* is what a training step consumes: a sample of a classification set,
 localisation set. Any sample is one contiguous read.
 """
 
+import copy
+import hashlib
+import io
 import json
+import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,10 +26,13 @@ from typing import Any, Literal
 import numpy as np
 
 from data.errors import UserError
-from data.storage import open_local, read_range
+from data.fetch import RemoteFile
+from data.shard_cache import ShardCache
+from data.storage import count, is_remote, local_path, read_head, read_range
 
 FORMAT = "cofinetuning-shards"
 VERSION = 1
+SHA256_PATTERN = re.compile(r"[0-9a-f]{64}")
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 INDEX_DTYPE = np.dtype(
     [
@@ -39,6 +46,11 @@ INDEX_DTYPE = np.dtype(
 )
 """Row of an example: shard number, where its JSON and video lie in the tar (bytes), and the keyframe's place in the
 sample's list (0 for classification)."""
+
+TAR_PADDING = 2048
+"""What lies between the record and the video of a sample: the padding of one, the header of the other."""
+NPY_HEAD = 4096
+"""Bytes that surely hold the header of an index."""
 
 Kind = Literal["classification", "localisation"]
 
@@ -78,11 +90,11 @@ class Manifest:
     failures: dict[str, int] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def samples(self) -> int:
         return sum(shard.samples for shard in self.shards)
 
-    @property
+    @cached_property
     def examples(self) -> int:
         return sum(shard.examples for shard in self.shards)
 
@@ -106,6 +118,8 @@ class Manifest:
             for shard in shards:
                 if Path(shard.name).name != shard.name:
                     raise UserError(f"{where}: shard name {shard.name!r} is not a plain file name")
+                if not SHA256_PATTERN.fullmatch(shard.sha256):
+                    raise UserError(f"{where}: sha256 {shard.sha256!r} of {shard.name} is not 64 hex digits")
             return cls(
                 dataset=raw["dataset"],
                 split=raw["split"],
@@ -124,16 +138,23 @@ class Manifest:
 class ShardSet:
     """A shard set opened for reading. Cheap to open, pickle and share: the index is memory-mapped.
 
+    Local shards are read in place. Remote ones are fetched whole into a cache on this machine, when they are first
+    read or ahead of it (`prefetch`); or, with `by_range`, sample by sample and never kept.
+
     Args:
         prefix: `FOLDER/{dataset}-{split}`, a local path or a URL that fsspec opens.
+        cache: where remote files are kept; None: the default one.
 
     Raises:
-        UserError: no such set there, a manifest or index that does not fit.
+        UserError: no such set there, a manifest or index that does not fit, a server or cache that cannot be used.
     """
 
-    def __init__(self, prefix: str | os.PathLike[str]) -> None:
+    def __init__(self, prefix: str | os.PathLike[str], cache: ShardCache | None = None) -> None:
         self.prefix = os.fspath(prefix)
         self.folder = self.prefix.rpartition("/")[0] or "."
+        self.cache = (cache or ShardCache()) if is_remote(self.prefix) else None
+        self.whole_shards = True
+        self._alone: tuple[int, int, bytes] | None = None
         where = f"{self.prefix}.manifest.json"
         try:
             text = read_range(where)
@@ -142,14 +163,29 @@ class ShardSet:
         except OSError as error:
             raise UserError(f"{where} cannot be read: {error}") from error
         self.manifest = Manifest.from_json(text, where)
+        self._manifest_sha256 = hashlib.sha256(text).hexdigest()
+
+    def by_range(self) -> "ShardSet":
+        """The same set for sparse use, a few samples of each shard: a remote sample is read on its own, as often as it
+        is asked for, unless its shard is in the cache. There is no checksum of a part of a shard."""
+        other = copy.copy(self)
+        other.whole_shards = False
+        return other
 
     @cached_property
     def index(self) -> np.ndarray:
         """INDEX_DTYPE [examples], memory-mapped."""
         where = f"{self.prefix}.index.npy"
         try:
-            index = np.load(open_local(where), mmap_mode="r", allow_pickle=False)
+            if self.cache is None:
+                index = np.load(local_path(where), mmap_mode="r", allow_pickle=False)
+            else:
+                with self.cache.opened(self._index_file(where)) as descriptor:
+                    # By its descriptor: by its name it could be evicted just now.
+                    index = np.load(f"/proc/self/fd/{descriptor}", mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
+            if isinstance(error, UserError):
+                raise
             raise UserError(f"{where} cannot be read ({error}): pack the dataset again") from error
         if index.dtype != INDEX_DTYPE or index.shape != (self.manifest.examples,):
             raise UserError(
@@ -157,6 +193,16 @@ class ShardSet:
                 " pack the dataset again"
             )
         return index
+
+    def _index_file(self, where: str) -> RemoteFile:
+        """The remote index. Its header says how long it is; the manifest that it belongs to, which content it has."""
+        head = io.BytesIO(read_head(where, NPY_HEAD))
+        version = np.lib.format.read_magic(head)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(head)
+        size = head.tell() + math.prod(shape) * dtype.itemsize
+        key = hashlib.sha256(f"{where} {self._manifest_sha256}".encode()).hexdigest()
+        return RemoteFile(where, size, key, None)
 
     def __getstate__(self) -> dict[str, Any]:
         # A pickled memory map would be a copy in every loader worker.
@@ -179,16 +225,52 @@ class ShardSet:
     def shard_path(self, shard: int) -> str:
         return f"{self.folder}/{self.manifest.shards[shard].name}"
 
+    def shard_file(self, shard: int) -> RemoteFile:
+        """A shard as the cache knows it."""
+        info = self.manifest.shards[shard]
+        return RemoteFile(self.shard_path(shard), info.bytes, info.sha256, info.sha256)
+
+    def prefetch(self, shards: Iterable[int]) -> None:
+        """Fetches shards into the cache in the background, in the order given (see ShardCache.prefetch). Does nothing
+        for a local set, nor for one that is read by range."""
+        if self.cache is not None and self.whole_shards:
+            self.cache.prefetch([self.shard_file(shard) for shard in shards])
+
     def read_json(self, example: int) -> dict[str, Any]:
         """The sample JSON of an example. Raises OSError or ValueError when it cannot be read."""
-        row = self.index[example]
-        raw = read_range(self.shard_path(int(row["shard"])), int(row["json_offset"]), int(row["json_bytes"]))
-        sample = json.loads(raw)
+        sample = json.loads(self._read(self.index[example], "json"))
         if not isinstance(sample, dict):
             raise ValueError("sample JSON is not an object")
         return sample
 
     def read_video(self, example: int) -> bytes:
         """The encoded video of an example. Raises OSError or ValueError when it cannot be read whole."""
-        row = self.index[example]
-        return read_range(self.shard_path(int(row["shard"])), int(row["video_offset"]), int(row["video_bytes"]))
+        return self._read(self.index[example], "video")
+
+    def _read(self, row: np.void, member: Literal["json", "video"]) -> bytes:
+        shard, offset, size = int(row["shard"]), int(row[f"{member}_offset"]), int(row[f"{member}_bytes"])
+        if shard >= len(self.manifest.shards):
+            raise ValueError(f"the index names shard {shard} of {len(self.manifest.shards)}")
+        if self.cache is None:
+            content = read_range(self.shard_path(shard), offset, size)
+            count(read_bytes=size)
+            return content
+        file = self.shard_file(shard)
+        if self.whole_shards:
+            return self.cache.read(file, offset, size)
+        kept = self.cache.read_if_there(file, offset, size)
+        return kept if kept is not None else self._read_alone(row, offset, size)
+
+    def _read_alone(self, row: np.void, offset: int, size: int) -> bytes:
+        """A part of a sample from the server. All of the sample comes at once, since the rest is asked for next."""
+        shard, start = int(row["shard"]), int(row["json_offset"])
+        length = int(row["video_offset"]) + int(row["video_bytes"]) - start
+        if not 0 < length <= int(row["json_bytes"]) + int(row["video_bytes"]) + TAR_PADDING:
+            start, length = offset, size  # not packed side by side
+        if self._alone is None or self._alone[:2] != (shard, start):
+            self._alone = (shard, start, read_range(self.shard_path(shard), start, length))
+            count(misses=1)
+        else:
+            count(hits=1)
+        count(read_bytes=size)
+        return self._alone[2][offset - start : offset - start + size]

@@ -15,7 +15,10 @@ from train.engine import Engine
 from train.launch import Rank
 from train.recipe import Recipe, dump_recipe, parse_recipe, recipe_differences
 
-HARMLESS = ("name", "out", "data_root", "workers", "log_every", "save_every", "keep", "eval_every", "eval_batch")
+HARMLESS = (
+    *("name", "out", "data_root", "workers", "log_every", "save_every", "keep", "eval_every", "eval_batch"),
+    *("cache.folder", "cache.max_gb", "cache.whole_shards"),
+)
 """Recipe keys that may change between a checkpoint and its resumption: they do not change what is learned."""
 HARMLESS_OF_TASK = ("shards", "val_shards", "micro_batch")
 

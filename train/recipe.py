@@ -169,6 +169,21 @@ class OptimRecipe:
 
 
 @dataclass
+class CacheRecipe:
+    """Where shards that are URLs (s3://, gs://, hf://, https://, ...) are kept on each machine; see docs/storage.md.
+    Local paths are read in place."""
+
+    folder: str | None = None
+    """A folder on a disk of the machine, shared by all ranks and by other runs. None: $COFINETUNING_CACHE, or else one
+    in $TMPDIR (/tmp)."""
+    max_gb: float = 100.0
+    """Most that the folder holds, in 10^9 bytes; what was used longest ago goes first."""
+    whole_shards: bool = True
+    """Fetch shards whole, ahead of use, and verify them. False: read each clip on its own when it is needed and keep
+    nothing, for so many machines that each uses little of a shard."""
+
+
+@dataclass
 class Recipe:
     """A run. With the seed and the step, it decides every clip and every number of it."""
 
@@ -186,6 +201,7 @@ class Recipe:
     """fp32 | bf16 (torch autocast; parameters, gradients and optimizer state stay in fp32)."""
     window: int = 16
     """Shards that are shuffled into each other."""
+    cache: CacheRecipe = field(default_factory=CacheRecipe)
     workers: int = 4
     """Loader processes per rank; 0 decodes in the training process."""
     max_bad_share: float = 0.01
@@ -350,6 +366,7 @@ def _check_values(recipe: Recipe, where: str) -> None:
         demand(getattr(recipe, key) >= 1, key, getattr(recipe, key), "must be at least 1")
     for key in ("workers", "eval_every"):
         demand(getattr(recipe, key) >= 0, key, getattr(recipe, key), "must not be below 0")
+    demand(recipe.cache.max_gb > 0, "cache.max_gb", recipe.cache.max_gb, "must be above 0")
     demand(0 <= recipe.max_bad_share <= 1, "max_bad_share", recipe.max_bad_share, "must be a share from 0 to 1")
     one_of("schedule", recipe.schedule, SCHEDULES)
     one_of("precision", recipe.precision, ("fp32", "bf16"))

@@ -1,5 +1,6 @@
 """Tasks: a dataset with its loss. What a kind of task is to training stands here and nowhere else."""
 
+import math
 import os
 from dataclasses import dataclass
 
@@ -11,9 +12,12 @@ from data.batch import Batch
 from data.dataset import MixtureDataset, TaskData
 from data.errors import UserError
 from data.order import EpochOrder
+from data.shard_cache import GB, ShardCache
 from data.shards import ClassInfo, ShardSet
 from data.storage import is_remote
 from train.recipe import Recipe, TaskRecipe, load_recipe, view_config
+
+CHECKED_ROWS = 2**18
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,15 @@ def open_tasks(recipe: Recipe, train: bool = True, val: bool = True) -> list[Tas
         UserError: shards that are not there, or of another kind or other classes than their task; the message says
             which, and what to run.
     """
-    return [_open(name, task, recipe, train, val) for name, task in recipe.tasks.items()]
+    prefixes = [task.shards for task in recipe.tasks.values() if train]
+    prefixes += [task.val_shards for task in recipe.tasks.values() if val and task.val_shards]
+    cache = None
+    if any(map(is_remote, prefixes)):
+        cache = ShardCache(recipe.cache.folder, recipe.cache.max_gb * GB)
+    tasks = [_open(name, task, recipe, cache, train, val) for name, task in recipe.tasks.items()]
+    if cache is not None and recipe.cache.whole_shards:
+        _check_room(tasks, recipe, cache)
+    return tasks
 
 
 def mixture(tasks: list[Task], recipe: Recipe) -> MixtureDataset:
@@ -59,14 +71,30 @@ def mixture(tasks: list[Task], recipe: Recipe) -> MixtureDataset:
     return MixtureDataset(sets, orders, recipe.seed)
 
 
-def _open(name: str, task: TaskRecipe, recipe: Recipe, train: bool, val: bool) -> Task:
+def _check_room(tasks: list[Task], recipe: Recipe, cache: ShardCache) -> None:
+    """Training reads all shards of a window by turns: a cache that does not hold them would fetch each many times."""
+    needed = 0
+    for task in tasks:
+        if task.train is not None and task.train.shards.cache is not None:
+            sizes = sorted(shard.bytes for shard in task.train.shards.manifest.shards)
+            needed += sum(sizes[-recipe.window :])
+    if needed > cache.max_bytes:
+        raise UserError(
+            f"cache.max_gb={recipe.cache.max_gb:g} is too little: the remote shards that are shuffled into each other"
+            f" (window={recipe.window} of each task) have {needed / GB:.3g} GB, and twice as much lets the next ones"
+            f" come in time: give cache.max_gb={math.ceil(2 * needed / GB)}, a smaller window, or"
+            " cache.whole_shards=false"
+        )
+
+
+def _open(name: str, task: TaskRecipe, recipe: Recipe, cache: ShardCache | None, train: bool, val: bool) -> Task:
     view = view_config(task.view, recipe.model)
     opened: dict[str, TaskData] = {}
     for key, prefix, wanted in (("shards", task.shards, train), ("val_shards", task.val_shards, val)):
         if not wanted or prefix is None:
             continue
         try:
-            shards = ShardSet(prefix)
+            shards = ShardSet(prefix, cache)
         except UserError as error:
             raise UserError(f"tasks.{name}.{key}: {error}{_toy_hint(prefix)}") from error
         if shards.manifest.kind != task.kind:
@@ -74,7 +102,7 @@ def _open(name: str, task: TaskRecipe, recipe: Recipe, train: bool, val: bool) -
         if len(shards) == 0:
             raise UserError(f"tasks.{name}.{key}={prefix} holds no examples")
         _check_files(f"tasks.{name}.{key}", shards)
-        opened[key] = TaskData(name, task.kind, shards, view)
+        opened[key] = TaskData(name, task.kind, shards if recipe.cache.whole_shards else shards.by_range(), view)
     classes = {key: data.shards.manifest.classes for key, data in opened.items()}
     if len(classes) == 2 and classes["shards"] != classes["val_shards"]:
         raise UserError(
@@ -104,15 +132,20 @@ def _check_files(where: str, shards: ShardSet) -> None:
             f"{where}: {len(wrong)} of {len(infos)} tars of {shards.prefix} are missing or not what the manifest says: "
             f"{', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}; copy them again, or pack again"
         )
-    index, sizes = shards.index, np.array([shard.bytes for shard in infos], dtype=np.uint64)
-    fits = index["shard"] < len(infos)
-    room = sizes[np.where(fits, index["shard"], 0)]
-    for part in ("json", "video"):
-        length = index[f"{part}_bytes"].astype(np.uint64)
-        fits &= (length <= room) & (index[f"{part}_offset"] <= room - np.minimum(length, room))
-    if not fits.all():
+    sizes = np.array([shard.bytes for shard in infos], dtype=np.uint64)
+    outside = 0
+    # In pieces: every rank does this, and an index of millions of rows is shared memory only as long as it is a map.
+    for start in range(0, len(shards.index), CHECKED_ROWS):
+        index = shards.index[start : start + CHECKED_ROWS]
+        fits = index["shard"] < len(infos)
+        room = sizes[np.where(fits, index["shard"], 0)]
+        for part in ("json", "video"):
+            length = index[f"{part}_bytes"].astype(np.uint64)
+            fits &= (length <= room) & (index[f"{part}_offset"] <= room - np.minimum(length, room))
+        outside += int((~fits).sum())
+    if outside:
         raise UserError(
-            f"{where}: {shards.prefix}.index.npy is not of these tars: {(~fits).sum()} of its {len(index)} examples lie"
+            f"{where}: {shards.prefix}.index.npy is not of these tars: {outside} of {len(shards.index)} examples lie"
             " outside of them; copy it again, or pack again"
         )
 

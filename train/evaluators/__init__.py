@@ -1,6 +1,7 @@
 """Evaluators: one per kind of task, with one contract, for use during training and after."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch import nn
@@ -15,6 +16,9 @@ from train.recipe import Recipe
 from train.tasks import Task
 
 EVALUATORS = {"classification": classification.evaluate, "localisation": localisation.evaluate}
+
+SPARSE_SHARE = 0.25
+"""Below this share of a set, remote examples are read one by one and not with their whole shards."""
 
 __all__ = ["EVALUATORS", "Result", "evaluate_all", "evaluate_tasks"]
 
@@ -62,6 +66,8 @@ def _loader(data: TaskData, rank: Rank, recipe: Recipe, limit: int | None) -> Lo
     chosen = np.arange(count)
     if limit is not None and limit < count:
         chosen = np.arange(limit) * count // limit
+        if limit < SPARSE_SHARE * count:
+            data = replace(data, shards=data.shards.by_range())
     batches = [
         [int(chosen[place]) if place != PADDING else PADDING for place in batch]
         for batch in eval_batches(len(chosen), rank.index, rank.world, recipe.eval_batch)
