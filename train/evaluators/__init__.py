@@ -62,8 +62,9 @@ def _loader(data: TaskData, rank: Rank, recipe: Recipe, limit: int | None) -> Lo
     chosen = np.arange(count)
     if limit is not None and limit < count:
         chosen = np.arange(limit) * count // limit
+    views = data.view.views
     batches = [
-        [int(chosen[place]) if place != PADDING else PADDING for place in batch]
-        for batch in eval_batches(len(chosen), rank.index, rank.world, recipe.eval_batch)
+        [PADDING if place == PADDING else int(chosen[place // views]) * views + place % views for place in batch]
+        for batch in eval_batches(len(chosen), rank.index, rank.world, recipe.eval_batch, views)
     ]
     return Loader(EvalDataset(data), batches, recipe.workers)
