@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data.augment import whole_frame
+from data.crop import whole_frame
 from data.dataset import TaskData, load_example
 from data.decode import decode
 from data.errors import UserError
