@@ -36,8 +36,8 @@ def blinking(clip: torch.Tensor) -> list[int]:
 
 
 def check(drawn: Augmentation, frames: torch.Tensor, box: list[int]) -> None:
-    """Without a resize the box is found exactly. A resize blurs its border, which is found in the middle of the blur, to
-    a pixel; changes of colours that are not even may show all of the blur as box, or none of it."""
+    """Without a resize the box is found exactly. A resize blurs its border, which is found in the middle of the blur,
+    to a pixel; changes of colours that are not even may show all of the blur as box, or none of it."""
     height, width = frames.shape[-2:]
     crop, names = drawn.crop(height, width), {op.name for op in drawn.ops}
     rows = np.array([box]) / [width, height, width, height]
