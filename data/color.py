@@ -9,7 +9,7 @@ _LUMA = [round(weight * 2**FRACTION_BITS) for weight in (0.299, 0.587, 0.114)]
 """Luma weights of ITU-R BT.601, in fixed point."""
 
 _CACHED_FRAMES = 2
-"""So many frames at a time stay in the processor's cache: twice as fast as all of a clip at once."""
+"""So many frames at a time stay in the processor's cache."""
 
 
 def draw_color(strength: float, rng: np.random.Generator) -> tuple[float, float, float]:

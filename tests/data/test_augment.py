@@ -55,7 +55,8 @@ def test_every_operation_leaves_the_box_on_its_pixels(name, level):
     frames = torch.full((4, 3, 96, 128), 40, dtype=torch.uint8)
     frames[::2, :, 30:70, 40:70] = 190
     for flip in (False, True):
-        drawn = Augmentation(lambda h, w, flip=flip: Crop(h, w, 10, 20, 64, 64, flip), None, [Op(name, level)], None)
+        crop = Crop(96, 128, 10, 20, SIZE, SIZE, flip)
+        drawn = Augmentation(lambda height, width, crop=crop: crop, None, [Op(name, level)], None)  # type: ignore[misc]
         check(drawn, frames, [40, 30, 70, 70])
 
 

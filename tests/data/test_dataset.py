@@ -225,9 +225,14 @@ def test_how_a_batch_is_cut_does_not_matter_to_its_pairs(classification):
 def test_a_pair_in_one_batch_is_decoded_once(classification, monkeypatch):
     from data import dataset as module
 
-    loaded = []
+    loaded: list[int] = []
     load = module.load_example
-    monkeypatch.setattr(module, "load_example", lambda task, n, rng: (loaded.append(n), load(task, n, rng))[1])
+
+    def noted(task, example, rng):
+        loaded.append(example)
+        return load(task, example, rng)
+
+    monkeypatch.setattr(module, "load_example", noted)
     dataset = mixture(mixed_task(classification))
     dataset.__getitems__([(0, position) for position in range(6)])
     assert loaded == [0, 1, 2, 3, 4, 5]
@@ -293,9 +298,14 @@ def test_views_of_an_evaluation_are_a_grid_in_time_and_space(tmp_path):
 def test_views_of_the_same_frames_are_decoded_once(classification, monkeypatch):
     from data import load as module
 
-    decoded = []
+    decoded: list[list[int]] = []
     decode = module.decode
-    monkeypatch.setattr(module, "decode", lambda *args: (decoded.append(args[1].tolist()), decode(*args))[1])
+
+    def noted(video, indices, frames):
+        decoded.append(indices.tolist())
+        return decode(video, indices, frames)
+
+    monkeypatch.setattr(module, "decode", noted)
     EvalDataset(task(classification, eval_views=(2, 3))).__getitems__(range(6))
     assert len(decoded) == 2 and decoded[0] != decoded[1]
 
