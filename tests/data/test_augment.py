@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from data.augment import Augmentation, draw_augmentation
@@ -60,6 +60,7 @@ def test_every_operation_leaves_the_box_on_its_pixels(name, level):
         check(drawn, frames, [40, 30, 70, 70])
 
 
+@settings(max_examples=40)
 @given(st.integers(0, 2**32), st.integers(60, 160), st.integers(60, 160), st.booleans(), st.integers(0, 20))
 def test_all_together_leave_the_box_on_its_pixels(seed, height, width, jitter, magnitude):
     rng = np.random.default_rng(seed)
