@@ -3,6 +3,7 @@
 Shapes: B clips, T frames of H x W, K boxes in all clips together, C classes.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -47,8 +48,9 @@ class ExampleInfo:
 class Example:
     """One clip with its labels.
 
-    `clip` is uint8 [3, T, H, W]. `labels` is int64 [] for classification, float32 [k, C] for localisation, where
-    `boxes` is float32 [k, 4] in [0, 1] of the view; k may be 0. The rest is as in `Batch`.
+    `clip` is uint8 [3, T, H, W], in any memory format. `labels` is int64 [] for classification, or float32 [C] where
+    clips are mixed; float32 [k, C] for localisation, where `boxes` is float32 [k, 4] in [0, 1] of the view; k may be 0.
+    The rest is as in `Batch`.
     """
 
     task: str
@@ -59,6 +61,7 @@ class Example:
     boxes: Tensor | None = None
     info: ExampleInfo | None = None
     substitutes: list[Substitute] = field(default_factory=list)
+    padded: int = 0
 
 
 @dataclass
@@ -67,15 +70,18 @@ class Batch:
 
     Args:
         task: name of the task.
-        clips: uint8 [B, 3, T, H, W], RGB.
+        clips: uint8 [B, 3, T, H, W], RGB. Straight from the loader channels are last in memory, as the decoder lays
+            them out; `to` puts them first, which is for a device to do.
         keys: keys of the B samples, empty for padding.
         examples: int64 [B], example numbers; PADDING where a clip stands for no example.
-        labels: classification: int64 [B], logit index, -1 where there is none. Localisation: float32 multi-hot
-            [K, C]; NaN where unknown, which is so for the proposals of an evaluation.
+        labels: classification: int64 [B], logit index, -1 where there is none; float32 [B, C] that sum to 1 for a task
+            whose clips are mixed in training. Localisation: float32 multi-hot [K, C]; NaN where unknown, which is so
+            for the proposals of an evaluation.
         boxes: localisation: float32 [K, 4], x1 y1 x2 y2 in [0, 1] of the view, clip by clip.
         box_clip: localisation: int64 [K], which of the B clips a box belongs to, ascending.
         infos: localisation in evaluation: one for each clip; otherwise empty.
         substitutes: samples that could not be used while this batch was put together.
+        padded: for each of the B clips, how many of its T frames repeat the frame before, as the video has no more.
     """
 
     task: str
@@ -87,14 +93,15 @@ class Batch:
     box_clip: Tensor | None = None
     infos: list[ExampleInfo] = field(default_factory=list)
     substitutes: list[Substitute] = field(default_factory=list)
+    padded: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         """Number of clips."""
         return len(self.keys)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """The batch with all its tensors on `device`."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        """The batch with all its tensors on `device`, contiguous."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking).contiguous())
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory; torch's DataLoader calls this."""
@@ -115,23 +122,45 @@ class Batch:
         )
 
 
-def collate(examples: Sequence[Example]) -> Batch:
-    """Puts at least one example, all of one task, together."""
+def collate(examples: Sequence[Example], share: bool = False) -> Batch:
+    """Puts at least one example, all of one task, together.
+
+    Args:
+        share: put the clips into shared memory at once, for a process that will send them: copied there later
+            (`Batch.share_memory_`), they would be written twice.
+
+    Raises:
+        RuntimeError: no room in shared memory.
+    """
     first = examples[0]
     assert all(example.task == first.task for example in examples)
     boxes = [example.boxes for example in examples if example.boxes is not None]
     labels = [example.labels for example in examples]
     batch = Batch(
         task=first.task,
-        clips=torch.stack([example.clip for example in examples]),
+        clips=_stack([example.clip for example in examples], share),
         keys=[example.key for example in examples],
         examples=torch.tensor([example.example for example in examples]),
         labels=torch.cat(labels) if boxes else torch.stack(labels),
         infos=[example.info for example in examples if example.info is not None],
         substitutes=[substitute for example in examples for substitute in example.substitutes],
+        padded=[example.padded for example in examples],
     )
     if boxes:
         counts = torch.tensor([len(rows) for rows in boxes])
         batch.boxes = torch.cat(boxes)
         batch.box_clip = torch.repeat_interleave(torch.arange(len(boxes)), counts)
     return batch
+
+
+def _stack(clips: Sequence[Tensor], share: bool) -> Tensor:
+    """[3, T, H, W] each -> [B, 3, T, H, W], channels last in memory: clips that lie so are copied as they lie."""
+    rows = [clip.permute(1, 2, 3, 0) for clip in clips]
+    shape = (len(rows), *rows[0].shape)
+    if share:
+        # As torch's own collate function does it.
+        storage = torch.UntypedStorage._new_shared(math.prod(shape), device="cpu")
+        stacked = torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # type: ignore[call-overload]
+    else:
+        stacked = torch.empty(shape, dtype=torch.uint8)
+    return torch.stack(rows, out=stacked).permute(0, 4, 1, 2, 3)

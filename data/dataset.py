@@ -1,30 +1,30 @@
 """Examples by number, for training and for evaluation; a bad sample is replaced or reported, never fatal."""
 
+import itertools
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 from torch.utils.data import Dataset
 
-from data import augment, sampling
 from data.batch import PADDING, Example, ExampleInfo, Substitute
-from data.decode import DecodeError, decode
 from data.errors import UserError
+from data.load import BadSample, TaskData, load_example, load_views
 from data.lookahead import Lookahead
-from data.sample_json import Keyframe, SampleError, class_label, frame_count, read_keyframe, sample_key
-from data.shards import Kind, ShardSet
-from data.view import ViewConfig
+from data.mixing import Mix, draw_mix
+
+__all__ = ["EvalDataset", "MixtureDataset", "Order", "TaskData"]
 
 ATTEMPTS = 8
 """How many substitutes are tried for one bad sample. All of them bad means that most of the set is."""
 
-PROPOSAL_IOU = 0.5
-"""The overlap that lets a proposal take a person's labels in training: what the evaluation takes for a match."""
-
+_MIXING = ATTEMPTS + 1
+"""The stream of random numbers that mixes clips, beside those of the attempts to load them."""
 
 EVAL_LOOKAHEAD = 3
 """Shards that an evaluation fetches ahead, the one in use included: a rank reads neighbours, and what lies beyond its
@@ -37,37 +37,15 @@ class Order(Protocol):
     def example(self, position: int) -> int: ...
 
 
-@dataclass(frozen=True)
-class TaskData:
-    """The data of one task: where its shards are and how clips are cut from them."""
-
-    name: str
-    kind: Kind
-    shards: ShardSet
-    view: ViewConfig
-
-    def __post_init__(self) -> None:
-        if self.shards.manifest.kind != self.kind:
-            raise UserError(
-                f"{self.name}: is a {self.kind} task, {self.shards.prefix} holds {self.shards.manifest.kind}"
-            )
-        if not len(self.shards):
-            raise UserError(f"{self.name}: {self.shards.prefix} holds no examples")
-
-
-class BadSample(Exception):
-    """A sample that cannot be used."""
-
-    def __init__(self, key: str, reason: str) -> None:
-        super().__init__(f"{key}: {reason}")
-        self.substitute = Substitute(key, reason)
-
-
 class MixtureDataset(Dataset[Example]):
     """The training examples of all tasks, addressed by (task index, position in the task's order).
 
     What an address holds is a function of it, the seed and the task's name alone: not of the other tasks, nor of
-    which process asks, nor of what was asked before.
+    which process asks, nor of what was asked before or along with it.
+
+    Where a task mixes its clips, the partner of position p is position p XOR 1, its neighbour in an even pair, and how
+    the two are mixed is drawn from (seed, task, p // 2). Asked for in one batch, both are decoded once; a batch that
+    cuts a pair apart decodes the partner too.
 
     Args:
         tasks: with distinct names.
@@ -92,7 +70,46 @@ class MixtureDataset(Dataset[Example]):
         Raises:
             UserError: neither the sample nor any of ATTEMPTS substitutes can be used.
         """
-        number, position = index
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[tuple[int, int]]) -> list[Example]:
+        """The examples at several addresses, in their order; else as `self[index]`."""
+        examples = []
+        left = list(indices)
+        plain: dict[tuple[int, int], Example] = {}
+        for number, position in indices:
+            examples.append(
+                self._mixed(number, position, plain) if self.tasks[number].view.mixes else self._load(number, position)
+            )
+            left.remove((number, position))
+            # A pair that is done is let go.
+            for done in [address for address in plain if address not in left and _partner(address) not in left]:
+                del plain[done]
+        return examples
+
+    def _mixed(self, number: int, position: int, plain: dict[tuple[int, int], Example]) -> Example:
+        """The example with its share of its partner, and soft labels; `plain` holds examples before they are mixed."""
+        task = self.tasks[number]
+
+        def load(address: tuple[int, int]) -> tuple[Example, Tensor]:
+            if address not in plain:
+                plain[address] = self._load(*address)
+            example = plain[address]
+            return example, one_hot(example.labels, len(task.shards.manifest.classes)).float()
+
+        example, labels = load((number, position))
+        mix = self._mix(task, position)
+        if mix is None:
+            return replace(example, labels=labels)
+        other, other_labels = load(_partner((number, position)))
+        return replace(example, clip=mix.clips(example.clip, other.clip), labels=mix.labels(labels, other_labels))
+
+    def _mix(self, task: TaskData, position: int) -> Mix | None:
+        view = task.view
+        rng = self._rng(task.name, position // 2, _MIXING)
+        return draw_mix(view.mixup, view.cutmix, view.mixup_prob, view.mixup_switch_prob, view.image_size, rng)
+
+    def _load(self, number: int, position: int) -> Example:
         self._lookahead.at(number, position)
         task = self.tasks[number]
         example = self.orders[number].example(position)
@@ -118,28 +135,51 @@ class MixtureDataset(Dataset[Example]):
         return np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=(attempt,)))
 
 
+def _partner(address: tuple[int, int]) -> tuple[int, int]:
+    return address[0], address[1] ^ 1
+
+
 class EvalDataset(Dataset[Example]):
-    """The examples of one task by number, with the evaluation's view; PADDING gives an example that counts nowhere."""
+    """The evaluation's views of the examples of one task, by number; PADDING gives a view that counts nowhere.
+
+    Number n is view n % V of example n // V, where V is `task.view.views`: one in localisation, and S views in space
+    of each of T views in time in classification.
+    """
 
     def __init__(self, task: TaskData) -> None:
         self.task = task
         self._shard = -1
 
     def __len__(self) -> int:
-        return len(self.task.shards)
+        return len(self.task.shards) * self.task.view.views
 
-    def __getitem__(self, example: int) -> Example:
-        """Example number `example`. A bad sample comes back as padding that carries the reason in `substitutes`."""
-        if example == PADDING:
-            return self._padding()
-        shard = int(self.task.shards.index[example]["shard"])
+    def __getitem__(self, number: int) -> Example:
+        """View number `number`. A bad sample comes back as padding that carries the reason in `substitutes`."""
+        return self.__getitems__([number])[0]
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[Example]:
+        """Several views; neighbours that show the same frames are decoded once."""
+        spatial = self.task.view.eval_views[1]
+        examples: list[Example] = []
+        for frames, group in itertools.groupby(
+            numbers, lambda number: number // spatial if number != PADDING else None
+        ):
+            own = list(group)
+            if frames is None:
+                examples += [self._padding() for _ in own]
+                continue
+            example, time = divmod(frames, self.task.view.eval_views[0])
+            self._fetch_ahead(int(self.task.shards.index[example]["shard"]))
+            try:
+                examples += load_views(self.task, example, time, [number % spatial for number in own])
+            except BadSample as bad:
+                examples += [self._padding(bad.substitute) for _ in own]
+        return examples
+
+    def _fetch_ahead(self, shard: int) -> None:
         if shard != self._shard:
             self._shard = shard
             self.task.shards.prefetch(range(shard, min(shard + EVAL_LOOKAHEAD, len(self.task.shards.manifest.shards))))
-        try:
-            return load_example(self.task, example)
-        except BadSample as bad:
-            return self._padding(bad.substitute)
 
     def _padding(self, *substitutes: Substitute) -> Example:
         view, classes = self.task.view, len(self.task.shards.manifest.classes)
@@ -154,125 +194,3 @@ class EvalDataset(Dataset[Example]):
             info=ExampleInfo.padding() if localised else None,
             substitutes=list(substitutes),
         )
-
-
-def load_example(task: TaskData, example: int, rng: np.random.Generator | None = None) -> Example:
-    """Reads, decodes and cuts one example: a random training view where `rng` is given, else the evaluation's.
-
-    Raises:
-        BadSample: the sample cannot be read, its record or video is bad, or it has no label to train on.
-    """
-    key = f"example {example}"
-    try:
-        sample = _read_json(task.shards, example)
-        key = sample_key(sample)
-        if task.kind == "localisation":
-            item = int(task.shards.index[example]["item"])
-            return _localise(task, example, key, sample, read_keyframe(sample, item, task.shards.dense), rng)
-        return _classify(task, example, key, sample, rng)
-    except (SampleError, DecodeError, OSError, RecursionError) as error:
-        raise BadSample(key, " ".join(str(error).split())) from error
-
-
-def _read_json(shards: ShardSet, example: int) -> dict[str, Any]:
-    try:
-        return shards.read_json(example)
-    except UserError:
-        raise
-    except ValueError as error:
-        raise SampleError(f"its record is not JSON: {error}") from error
-
-
-def _classify(
-    task: TaskData, example: int, key: str, sample: Mapping[str, Any], rng: np.random.Generator | None
-) -> Example:
-    view, frames = task.view, frame_count(sample)
-    label = class_label(sample, len(task.shards.manifest.classes))
-    if rng is not None and label < 0:
-        raise SampleError("has no label to train on")
-    if view.sampling == "segments":
-        indices = sampling.segments(frames, view.num_frames, rng)
-    else:
-        indices = sampling.dense(frames, view.num_frames, view.stride, rng)
-    pixels = decode(task.shards.read_video(example), indices, frames)
-    height, width = pixels.shape[-2:]
-    if rng is None:
-        crop = augment.centre_square(height, width)
-    else:
-        crop = augment.random_crop(height, width, view.scale, view.flip, keep_aspect=False, rng=rng)
-    return Example(task.name, key, example, _cut(pixels, crop, view, rng), labels=torch.tensor(label))
-
-
-def _localise(
-    task: TaskData,
-    example: int,
-    key: str,
-    sample: Mapping[str, Any],
-    keyframe: Keyframe,
-    rng: np.random.Generator | None,
-) -> Example:
-    view, frames, classes = task.view, frame_count(sample), len(task.shards.manifest.classes)
-    indices = sampling.around_keyframe(frames, keyframe.frame, view.num_frames, view.stride)
-    pixels = decode(task.shards.read_video(example), indices, frames)
-    height, width = pixels.shape[-2:]
-    if rng is None:
-        crop = augment.whole_frame(height, width)
-        info = _evaluated(keyframe, view)
-        boxes, _ = crop.boxes_to_view(info.boxes)
-        if view.eval_boxes == "groundtruth":
-            labels = _multi_hot(keyframe.labels, classes)
-        else:
-            labels = torch.full((len(boxes), classes), torch.nan)
-    else:
-        crop = augment.random_crop(height, width, view.scale, view.flip, keep_aspect=True, rng=rng)
-        info = None
-        boxes, box_labels = _trained(keyframe, view)
-        boxes, visible = crop.boxes_to_view(boxes)
-        kept = np.flatnonzero(visible >= augment.MIN_VISIBLE)
-        boxes, labels = boxes[kept], _multi_hot([box_labels[row] for row in kept], classes)
-    return Example(
-        task.name,
-        key,
-        example,
-        _cut(pixels, crop, view, rng),
-        labels=labels,
-        boxes=torch.from_numpy(boxes.astype(np.float32)),
-        info=info,
-    )
-
-
-def _cut(pixels: Tensor, crop: augment.Crop, view: ViewConfig, rng: np.random.Generator | None) -> Tensor:
-    """uint8 [T, 3, H, W] -> uint8 [3, T, image_size, image_size]."""
-    clip = crop.apply(pixels, view.image_size)
-    if rng is None or not view.color_jitter:
-        return clip
-    return augment.adjust_color(clip, *augment.draw_color(view.color_jitter, rng))
-
-
-def _evaluated(keyframe: Keyframe, view: ViewConfig) -> ExampleInfo:
-    if view.eval_boxes == "groundtruth":
-        boxes, scores = keyframe.boxes, np.ones(len(keyframe.boxes))
-    else:
-        chosen = keyframe.proposals[keyframe.proposals[:, 4] >= view.proposal_score_threshold]
-        boxes, scores = chosen[:, :4], chosen[:, 4]
-    return ExampleInfo(keyframe.video_id, keyframe.timestamp, boxes, scores, keyframe.boxes, keyframe.labels)
-
-
-def _trained(keyframe: Keyframe, view: ViewConfig) -> tuple[np.ndarray, list[list[int]]]:
-    """Boxes [k, 4] of the frame and their labels: ground truth, then the proposals that share a person's labels."""
-    if view.train_proposals is None or not len(keyframe.boxes):
-        return keyframe.boxes, keyframe.labels
-    proposals = keyframe.proposals[keyframe.proposals[:, 4] >= view.train_proposals][:, :4]
-    overlaps = augment.iou(proposals, keyframe.boxes)
-    person = overlaps.argmax(axis=1)
-    matched = np.flatnonzero(overlaps.max(axis=1) >= PROPOSAL_IOU)
-    labels = keyframe.labels + [keyframe.labels[person[row]] for row in matched]
-    return np.concatenate([keyframe.boxes, proposals[matched]]), labels
-
-
-def _multi_hot(labels: Sequence[Sequence[int]], classes: int) -> Tensor:
-    """float32 [len(labels), classes]"""
-    hot = torch.zeros(len(labels), classes)
-    for row, indices in enumerate(labels):
-        hot[row, list(indices)] = 1
-    return hot

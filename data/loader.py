@@ -39,13 +39,15 @@ def eval_loader(task: TaskData, rank: int, world: int, batch_size: int, workers:
     Each example comes exactly once over all ranks, and every rank gets the same number of batches of the same size,
     filled up with PADDING.
     """
-    return Loader(EvalDataset(task), eval_batches(len(task.shards), rank, world, batch_size), workers)
+    batches = eval_batches(len(task.shards), rank, world, batch_size, task.view.views)
+    return Loader(EvalDataset(task), batches, workers)
 
 
-def eval_batches(examples: int, rank: int, world: int, batch_size: int) -> list[list[int]]:
-    """Example numbers of one rank's batches: a run of neighbours, so that reads stay local."""
-    share = -(-examples // world)
-    own = list(range(min(rank * share, examples), min((rank + 1) * share, examples)))
+def eval_batches(examples: int, rank: int, world: int, batch_size: int, views: int = 1) -> list[list[int]]:
+    """Numbers of one rank's views, `example * views + view`, in batches: a run of neighbours, so that reads stay local,
+    and all views of an example on one rank."""
+    share = -(-examples // world) * views
+    own = list(range(min(rank * share, examples * views), min((rank + 1) * share, examples * views)))
     own += [PADDING] * (-(-share // batch_size) * batch_size - len(own))
     return [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
 
@@ -139,6 +141,13 @@ class _Reporting(Dataset[Example | UserError]):
         except UserError as error:
             return error
 
+    def __getitems__(self, indices: list[Any]) -> Sequence[Example | UserError]:
+        """All of a batch at once, as torch's DataLoader asks for where it can: its examples may share work."""
+        try:
+            return self.dataset.__getitems__(indices)  # type: ignore[attr-defined]
+        except UserError as error:
+            return [error]
+
 
 def _collate(examples: Sequence[Example | UserError]) -> Batch | UserError:
     usable = []
@@ -146,12 +155,11 @@ def _collate(examples: Sequence[Example | UserError]) -> Batch | UserError:
         if isinstance(example, UserError):
             return example
         usable.append(example)
-    batch = collate(usable)
     if get_worker_info() is None:
-        return batch
+        return collate(usable)
     try:
         # Otherwise a thread of the worker does this while it sends, and where it fails there the run waits for ever.
-        return batch.share_memory_()
+        return collate(usable, share=True).share_memory_()
     except RuntimeError as error:
         return UserError(
             f"no room in shared memory for a batch ({error}): lower `workers`, or give the container more (docker run"

@@ -48,6 +48,15 @@ def frame_count(sample: Mapping[str, Any]) -> int:
     return int(frames)
 
 
+def frame_size(sample: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Height and width that the record gives the frames; None where it does not. What it says need not be true."""
+    video = sample.get("video")
+    size: list[Any] = [video.get(side) for side in ("height", "width")] if isinstance(video, dict) else []
+    if not size or not all(_is_int(side) and side >= 1 for side in size):
+        return None
+    return int(size[0]), int(size[1])
+
+
 def class_label(sample: Mapping[str, Any], classes: int) -> int:
     """The logit index of a classification sample, -1 where it has no label."""
     label = sample.get("label", "missing")

@@ -8,29 +8,39 @@ frame that they fall in.
 import numpy as np
 
 
-def dense(frames: int, num_frames: int, stride: int, rng: np.random.Generator | None = None) -> np.ndarray:
-    """`num_frames` frames at a fixed stride, from a random start, or centred in the video where `rng` is None.
+def dense(
+    frames: int, num_frames: int, stride: int, rng: np.random.Generator | None = None, view: tuple[int, int] = (0, 1)
+) -> np.ndarray:
+    """`num_frames` frames at a fixed stride, from a random start, or from that of an evaluation view.
 
     Args:
         frames: frames of the video, at least 1.
         num_frames: frames of the clip, at least 1.
         stride: distance between two frames of the clip, in frames of the video.
+        view: where `rng` is None, the number of the view and how many there are. They are spread evenly from the
+            video's beginning to its end; a single one is centred.
 
     Returns:
         int64 [num_frames], ascending, in [0, frames).
     """
     slack = max(frames - (num_frames - 1) * stride - 1, 0)
-    start = slack // 2 if rng is None else int(rng.integers(slack + 1))
+    number, views = view
+    if rng is not None:
+        start = int(rng.integers(slack + 1))
+    else:
+        start = slack // 2 if views == 1 else slack * number // (views - 1)
     return np.minimum(start + stride * np.arange(num_frames, dtype=np.int64), frames - 1)
 
 
-def segments(frames: int, num_frames: int, rng: np.random.Generator | None = None) -> np.ndarray:
+def segments(
+    frames: int, num_frames: int, rng: np.random.Generator | None = None, view: tuple[int, int] = (0, 1)
+) -> np.ndarray:
     """One frame of each of `num_frames` equal parts of the video (Temporal Segment Networks, arXiv 1608.00859).
 
-    The frame is drawn uniformly inside its part, or is the part's centre where `rng` is None. Arguments and result
-    as in `dense`.
+    The frame is drawn uniformly inside its part. Where `rng` is None, it is the centre of the `view[0]`-th of
+    `view[1]` equal pieces of the part: with one view, the part's centre. Arguments and result as in `dense`.
     """
-    inside = np.full(num_frames, 0.5) if rng is None else rng.random(num_frames)
+    inside = np.full(num_frames, (view[0] + 0.5) / view[1]) if rng is None else rng.random(num_frames)
     # Rounding may carry the last frame's position up to `frames` itself.
     return np.minimum(((np.arange(num_frames) + inside) * frames / num_frames).astype(np.int64), frames - 1)
 
@@ -39,3 +49,10 @@ def around_keyframe(frames: int, keyframe: int, num_frames: int, stride: int) ->
     """The clip whose frame number `num_frames // 2` is frame `keyframe` of the video. Result as in `dense`."""
     offsets = stride * (np.arange(num_frames, dtype=np.int64) - num_frames // 2)
     return np.clip(keyframe + offsets, 0, frames - 1)
+
+
+def repeated(indices: np.ndarray) -> int:
+    """How many frames of a clip show again what the frame before shows: those that stand for indices beyond an end of
+    the video, or for segments of less than a frame. An index just beyond an end that the clip itself does not touch
+    is the first to show that border frame, and does not count."""
+    return int((np.diff(indices) == 0).sum())

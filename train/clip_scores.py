@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data import augment, sampling
+from data import sampling
+from data.crop import centre_square, whole_frame
 from data.errors import UserError
 from data.shards import ClassInfo, Kind
 from data.view import ViewConfig
@@ -74,7 +75,7 @@ class Head:
                 times = (math.floor(start * fps + 1e-6) + offsets) / fps
             # Packing takes the frame nearest in time, not the one that is shown.
             times = video.nearest(times)
-        cut = augment.whole_frame if self.kind == "localisation" else augment.centre_square
+        cut = whole_frame if self.kind == "localisation" else centre_square
         crop = cut(video.height, video.width)
         frames = [crop.apply(frame[None], view.image_size) for frame in video.frames_at(times)]
         return torch.cat(frames, dim=1)

@@ -100,8 +100,33 @@ class ViewRecipe:
     """Horizontal flip in training; false where left and right matter."""
     scale: list[float] = field(default_factory=lambda: [0.5, 1.0])
     """Smallest and largest area of a training crop, as a share of the frame."""
+    ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
+    """Narrowest and widest shape of a training crop: a factor of a square's or, in localisation, of the frame's."""
+    short_side: list[int] | None = None
+    """In place of scale and ratio, SlowFast's scale jitter: the frame's short side is resized to a length (pixels) from
+    the first to the second, and a square of image_size cut out of a random place."""
+    min_visible: float = 0.25
+    """Localisation drops a person of whose box a smaller share than this can be seen."""
     color_jitter: float = 0.0
     """Largest relative change of brightness, contrast and saturation in training."""
+    randaugment_ops: int = 0
+    """Operations of RandAugment drawn for a training clip; 0: off. Localisation has no shears and turns among them."""
+    randaugment_magnitude: int = 9
+    """Their strength, 0 to 30, as in torchvision; timm's `m` times 3."""
+    randaugment_prob: float = 1.0
+    """The chance of each drawn operation to be applied (timm: 0.5)."""
+    random_erasing: float = 0.0
+    """The chance of a training clip to have a rectangle of it replaced by noise."""
+    mixup: float = 0.0
+    """Alpha of mixup; 0: off. Classification only, as are the next four."""
+    cutmix: float = 0.0
+    """Alpha of CutMix; 0: off."""
+    mixup_prob: float = 1.0
+    """The chance of a pair of training clips to be mixed, by one of the two."""
+    mixup_switch_prob: float = 0.5
+    """The chance of CutMix in place of mixup where both are on."""
+    eval_views: list[int] = field(default_factory=lambda: [1, 1])
+    """Clips of a video that evaluation averages over, in time and in space: [4, 3] is 12 clips a video."""
     train_proposals: float | None = None
     """Training also takes detected boxes of this score or more that overlap a person, with the person's labels."""
     proposal_score_threshold: float = 0.8
@@ -146,6 +171,8 @@ class TaskRecipe:
     share: float = 1.0
     """U_j / U: this task's share of the run's steps (schedules weighted and task_by_task)."""
     loss_weight: float = 1.0
+    label_smoothing: float = 0.0
+    """Share of a clip's label that is spread over all classes, 0 to 1; classification only."""
     lr_scale: float = 1.0
     """The task's own learning-rate coefficient."""
     view: ViewRecipe = field(default_factory=ViewRecipe)
@@ -389,8 +416,12 @@ def _check_values(recipe: Recipe, where: str) -> None:
             demand(getattr(task, part) >= 1, f"{key}.{part}", getattr(task, part), "must be at least 1")
         for part in ("share", "loss_weight", "lr_scale"):
             demand(getattr(task, part) >= 0, f"{key}.{part}", getattr(task, part), "must not be below 0")
+        smoothing = task.label_smoothing
+        demand(0 <= smoothing <= 1, f"{key}.label_smoothing", smoothing, "must be a share from 0 to 1")
+        good = not smoothing or task.kind == "classification"
+        demand(good, f"{key}.label_smoothing", smoothing, "is for classification only")
         try:
-            view_config(task.view, recipe.model)
+            view_config(task.view, recipe.model).check_kind(task.kind)
         except UserError as error:
             raise UserError(f"{where}: {key}.view.{error}") from error
 

@@ -33,11 +33,13 @@ class Task:
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Sum (not mean) of the batch's losses, fp32: `weight(batch)` says over how many things.
 
-        classification: softmax cross-entropy of logits [B, C] and labels int64 [B].
+        classification: softmax cross-entropy of logits [B, C] and labels int64 [B], or float32 [B, C] that sum to 1
+        where clips are mixed; `label_smoothing` of the recipe spreads that share of either over all classes.
         localisation: sigmoid cross-entropy of logits [K, C] and multi-hot labels float32 [K, C], mean over classes.
         """
         if self.recipe.kind == "classification":
-            return F.cross_entropy(logits.float(), batch.labels, reduction="sum")
+            smoothing = self.recipe.label_smoothing
+            return F.cross_entropy(logits.float(), batch.labels, reduction="sum", label_smoothing=smoothing)
         loss = F.binary_cross_entropy_with_logits(logits.float(), batch.labels, reduction="none")
         return loss.mean(dim=1).sum()
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.augment import iou
+from data.boxes import iou
 
 LINK_IOU = 0.3
 """Boxes of neighbouring keyframes that overlap less than this are not taken for one person."""

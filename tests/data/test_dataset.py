@@ -1,7 +1,9 @@
 """Examples by address: what they hold, what they depend on, and what takes the place of a bad one."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,7 +69,7 @@ def same(one, other) -> bool:
 def test_a_classification_example(classification):
     example = mixture(task(classification))[0, 4]
     assert (example.task, example.key, example.example, int(example.labels)) == ("kinetics", "kinetics_00004", 4, 1)
-    assert example.clip.shape == (3, 4, 64, 64) and example.clip.dtype == torch.uint8 and example.clip.is_contiguous()
+    assert example.clip.shape == (3, 4, 64, 64) and example.clip.dtype == torch.uint8
     assert example.boxes is None and example.info is None and example.substitutes == []
 
 
@@ -142,6 +144,170 @@ def test_flip_is_left_alone_when_off(tmp_path):
 
     assert mirrored(False) == 0
     assert 5 < mirrored(True) < 25
+
+
+ALL: dict[str, Any] = {
+    "color_jitter": 0.3,
+    "randaugment_ops": 2,
+    "randaugment_magnitude": 15,
+    "random_erasing": 0.5,
+    "scale": (0.3, 1.0),
+}
+
+
+def test_nothing_leaks_between_examples_or_into_the_process(classification, localisation):
+    tasks = task(classification, mixup=0.8, cutmix=1.0, **ALL), task(localisation, **ALL)
+    torch.manual_seed(5)
+    np.random.seed(5)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    first = [mixture(*tasks)[number, position] for position in range(8) for number in (0, 1)]
+    assert torch.equal(before[0], torch.get_rng_state()) and before[1] == np.random.get_state()[1].tolist()
+    threads = torch.get_num_threads()
+    torch.manual_seed(99)
+    try:
+        torch.set_num_threads(3 if threads != 3 else 2)
+        dataset = mixture(*reversed(tasks))
+        again = [dataset[1 - number, position] for position in reversed(range(8)) for number in (1, 0)]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(same(one, other) for one, other in zip(first, reversed(again), strict=True))
+
+
+def test_a_view_with_everything_on_keeps_boxes_and_labels_together(localisation):
+    dataset, kept = mixture(task(localisation, min_visible=0.5, **ALL)), 0
+    for position in range(24):
+        example = dataset[0, position]
+        assert example.boxes is not None and len(example.boxes) == len(example.labels) <= 1
+        assert ((example.boxes >= 0) & (example.boxes <= 1)).all()
+        assert (example.boxes[:, 2:] > example.boxes[:, :2]).all()
+        kept += len(example.boxes)
+    assert 0 < kept < 24
+
+
+def test_min_visible_says_when_a_person_is_dropped(tmp_path):
+    shards = keyframe_set(tmp_path, clock_video(), boxes=[[0.0, 0.0, 0.4, 1.0]], labels=[[3]])
+    kept = []
+    for least in (0.0, 0.5, 1.0):
+        dataset = mixture(task(shards, scale=(0.3, 0.6), min_visible=least))
+        kept.append(sum(len(dataset[0, position].boxes) for position in range(20)))
+    assert 20 > kept[0] > kept[1] > kept[2] >= 0
+
+
+def mixed_task(shards, **changes):
+    return task(shards, **{"mixup": 0.8, "cutmix": 1.0, **changes})
+
+
+def test_mixed_clips_are_what_their_pair_makes_of_them(classification):
+    plain, mixed = mixture(task(classification)), mixture(mixed_task(classification))
+    changed = 0
+    for position in range(8):
+        own, other, example = plain[0, position], plain[0, position ^ 1], mixed[0, position]
+        partner = mixed[0, position ^ 1]
+        assert (example.key, example.example) == (own.key, own.example)
+        assert example.labels.shape == (3,) and example.labels.dtype == torch.float32
+        assert example.labels.sum() == 1 and example.labels[[int(own.labels), int(other.labels)]].sum() >= 1
+        # Both of a pair are mixed alike, so that together they are what they were.
+        total = example.clip.int() + partner.clip.int() - own.clip.int() - other.clip.int()
+        assert total.abs().max() <= 1
+        changed += not torch.equal(example.clip, own.clip)
+    assert changed >= 6
+
+
+def test_how_a_batch_is_cut_does_not_matter_to_its_pairs(classification):
+    dataset = mixture(mixed_task(classification))
+    alone = [dataset[0, position] for position in range(6)]
+    for size in (2, 3, 6):
+        batches = [range(start, start + size) for start in range(0, 6, size)]
+        cut = [example for batch in batches for example in dataset.__getitems__([(0, p) for p in batch])]
+        assert all(same(one, other) for one, other in zip(alone, cut, strict=True))
+
+
+def test_a_pair_in_one_batch_is_decoded_once(classification, monkeypatch):
+    from data import dataset as module
+
+    loaded: list[int] = []
+    load = module.load_example
+
+    def noted(task, example, rng):
+        loaded.append(example)
+        return load(task, example, rng)
+
+    monkeypatch.setattr(module, "load_example", noted)
+    dataset = mixture(mixed_task(classification))
+    dataset.__getitems__([(0, position) for position in range(6)])
+    assert loaded == [0, 1, 2, 3, 4, 5]
+    loaded.clear()
+    dataset.__getitems__([(0, 1), (0, 2)])
+    assert sorted(loaded) == [0, 1, 2, 3]
+    loaded.clear()
+    mixture(mixed_task(classification, mixup_prob=0.0)).__getitems__([(0, 1)])
+    assert loaded == [1]
+
+
+def test_labels_stay_soft_where_a_pair_is_not_mixed(classification):
+    example = mixture(mixed_task(classification, mixup_prob=0.0))[0, 4]
+    assert example.labels.tolist() == [0, 1, 0]
+    assert torch.equal(example.clip, mixture(task(classification))[0, 4].clip)
+
+
+def test_a_bad_sample_in_a_pair_is_told_once(damaged):
+    batch = mixture(mixed_task(damaged)).__getitems__([(0, 0), (0, 1)])
+    assert batch[0].substitutes == [] and batch[1].substitutes[0].key == "sample_1"
+    assert batch[1].substitutes == mixture(task(damaged))[0, 1].substitutes
+
+
+def test_repeated_frames_are_told(localisation, tmp_path):
+    names = [ClassInfo(0, "tick")]
+    shards = write_set(tmp_path, "clock", "train", "classification", names, [(record("tick"), clock_video())])
+    assert mixture(task(shards))[0, 0].padded == 0
+    assert mixture(task(shards, num_frames=16, stride=5))[0, 0].padded == 7
+    # Keyframe 8 of 38 frames: offsets -24 .. 21 at stride 3.
+    assert (
+        mixture(task(localisation, num_frames=16))[0, 0].padded
+        == evaluated(task(localisation, num_frames=16), 0).padded
+        == 5
+    )
+
+
+def test_views_of_an_evaluation_are_a_grid_in_time_and_space(tmp_path):
+    names = [ClassInfo(0, "tick")]
+    shards = write_set(
+        tmp_path,
+        "clock",
+        "val",
+        "classification",
+        names,
+        [(record(f"tick{number}"), clock_video()) for number in range(2)],
+    )
+    dataset = EvalDataset(task(shards, eval_views=(3, 2)))
+    assert len(dataset) == 12
+    views = dataset.__getitems__(range(12))
+    assert [view.example for view in views] == [0] * 6 + [1] * 6
+    assert [read_clock(view.clip.numpy())[0] for view in views[:6]] == [0, 0, 14, 14, 28, 28]
+    assert all(same(view, dataset[number]) for number, view in enumerate(views))
+    # Left and right of a picture whose left half is red.
+    video = box_video([[0, 0, 0.5, 1]], size=(192, 64))
+    wide = write_set(tmp_path, "wide", "val", "classification", names, [(record("wide"), video)])
+    red = [
+        float((view.clip[0].float() - view.clip[1].float()).mean())
+        for view in (EvalDataset(task(wide, eval_views=(1, 3))).__getitems__(range(3)))
+    ]
+    assert red[0] > 100 and 40 < red[1] < 100 and red[2] < 10
+
+
+def test_views_of_the_same_frames_are_decoded_once(classification, monkeypatch):
+    from data import load as module
+
+    decoded: list[list[int]] = []
+    decode = module.decode
+
+    def noted(video, indices, frames):
+        decoded.append(indices.tolist())
+        return decode(video, indices, frames)
+
+    monkeypatch.setattr(module, "decode", noted)
+    EvalDataset(task(classification, eval_views=(2, 3))).__getitems__(range(6))
+    assert len(decoded) == 2 and decoded[0] != decoded[1]
 
 
 def test_evaluation_takes_proposals_over_the_threshold(localisation):
@@ -266,5 +432,7 @@ def test_wrong_set_ups_are_refused(classification, tmp_path):
         mixture(task(classification), task(classification))
     with pytest.raises(UserError, match="seed"):
         mixture(task(classification), seed=-1)
+    with pytest.raises(UserError, match=r"^ava: mixup: is for classification only"):
+        TaskData("ava", "localisation", keyframe_set(tmp_path, clock_video()), replace(VIEW, mixup=0.5))
     with pytest.raises(UserError, match="no examples"):
         task(write_set(tmp_path, "none", "train", "classification", [], []))

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from data import decode as module
-from data.decode import DecodeError, decode, require_ffmpeg
+from data.crop import Crop, centre_square, whole_frame
+from data.decode import DecodeError, cut_in_decoder, decode, decode_region, require_ffmpeg
 from data.errors import UserError
-from tests.tiny_shards import class_video, clock_video, read_clock
+from tests.tiny_shards import class_video, clock_video, read_clock, render
 
 
 @pytest.mark.parametrize("indices", [[0], [37], [3, 5, 7, 9], [0, 0, 0, 2, 4], [28, 29, 30, 31], [36, 37, 37, 37]])
@@ -89,3 +90,43 @@ def test_missing_ffmpeg_is_explained(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
     with pytest.raises(UserError, match="install FFmpeg"):
         require_ffmpeg()
+
+
+CROPS = [(0, 0, 96, 128), (0, 0, 1, 1), (95, 127, 1, 1), (3, 5, 51, 77), (10, 16, 64, 64), (31, 0, 65, 101)]
+
+
+@pytest.mark.parametrize("width", [128, 132, 130])
+@pytest.mark.parametrize("where", CROPS)
+def test_a_crop_in_the_decoder_has_the_pixels_of_one_after_it(monkeypatch, width, where):
+    video, indices = render(f"testsrc2=size={width}x96"), np.array([0, 3, 17, 17, 29, 37])
+    crop = Crop(96, width, *where)
+    monkeypatch.setattr(module, "cut_in_decoder", lambda crop, frames: True)
+    inside, chosen = decode_region(video, indices, 38, lambda height, width: crop, (96, width))
+    assert chosen is crop and torch.equal(inside, crop.cut(decode(video, indices, 38)))
+    # Nothing but the crop was kept.
+    assert inside.untyped_storage().nbytes() == inside.numel()
+
+
+def test_where_the_record_is_wrong_about_the_size_frames_are_decoded_whole(monkeypatch):
+    video, indices = class_video(0, 3), np.array([0, 5])
+    monkeypatch.setattr(module, "cut_in_decoder", lambda crop, frames: True)
+    for said in ((64, 64), (960, 1280), (128, 96), None):
+        region, crop = decode_region(video, indices, 38, centre_square, said)
+        assert crop == centre_square(96, 128)
+        assert torch.equal(region, crop.cut(decode(video, indices, 38)))
+    with pytest.raises(DecodeError, match="has 38 frames, its record says 37"):
+        decode_region(video, indices, 37, centre_square, (96, 128))
+    with pytest.raises(DecodeError, match="Invalid data"):
+        decode_region(b"no video" * 99, indices, 38, centre_square, (96, 128))
+
+
+def test_the_decoder_cuts_where_that_is_faster():
+    assert not cut_in_decoder(centre_square(256, 352), 32)
+    assert cut_in_decoder(centre_square(256, 340), 32)
+    assert not cut_in_decoder(whole_frame(256, 340), 32)
+    assert cut_in_decoder(centre_square(720, 1280), 32)
+
+
+def test_repeated_frames_lie_in_memory_as_all_others_do():
+    clip = decode(class_video(0, 3), np.array([0, 0, 5]), 38)
+    assert clip.permute(0, 2, 3, 1).is_contiguous()

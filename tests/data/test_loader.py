@@ -62,6 +62,33 @@ def test_batches_do_not_depend_on_how_they_are_cut(both):
         assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]))
 
 
+def test_clips_in_shared_memory_are_the_same(both):
+    examples = [both[0, position] for position in range(3)]
+    one, other = collate(examples), collate(examples, share=True)
+    assert same(one, other) and other.clips.is_shared() and not one.clips.is_shared()
+    assert one.padded == other.padded == [0, 0, 0]
+    # Channels last in memory, until a device has them.
+    assert one.clips.permute(0, 2, 3, 4, 1).is_contiguous() and other.clips.stride() == one.clips.stride()
+    assert one.to("cpu").clips.is_contiguous() and torch.equal(one.to("cpu").clips, one.clips)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pairs_are_mixed_alike_in_any_worker_and_micro_batch(classification, workers):
+    def loaded(micro: int) -> list[Batch]:
+        addresses = [[(0, start + place) for place in range(micro)] for start in range(0, 8, micro)]
+        loader = train_loader(mixture(task(classification, mixup=0.8, cutmix=1.0)), addresses, workers)
+        batches = list(loader)
+        loader.close()
+        return batches
+
+    (whole,) = loaded(8)
+    assert whole.labels.shape == (8, 3) and not (whole.labels == whole.labels.round()).all()
+    for micro in (1, 2, 4):
+        parts = loaded(micro)
+        assert torch.equal(whole.clips, torch.cat([part.clips for part in parts]))
+        assert torch.equal(whole.labels, torch.cat([part.labels for part in parts]))
+
+
 def test_a_batch_of_clips_with_boxes(both):
     first, second, empty = both[1, 0], both[1, 1], EvalDataset(both.tasks[1])[PADDING]
     second.boxes, second.labels = second.boxes.repeat(3, 1), second.labels.repeat(3, 1)
@@ -94,13 +121,15 @@ def test_a_corrupt_sample_leaves_the_rest_of_its_batch_alone(tmp_path):
     assert len(mended.keys) == 4 and "sample_2" not in mended.keys
 
 
-@given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 9))
-def test_ranks_share_an_evaluation(examples, world, batch_size):
-    ranks = [eval_batches(examples, rank, world, batch_size) for rank in range(world)]
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 9), st.integers(1, 6))
+def test_ranks_share_an_evaluation(examples, world, batch_size, views):
+    ranks = [eval_batches(examples, rank, world, batch_size, views) for rank in range(world)]
     assert len({len(batches) for batches in ranks}) == 1
     assert all(len(batch) == batch_size for batches in ranks for batch in batches)
     seen = [number for batches in ranks for batch in batches for number in batch if number != PADDING]
-    assert sorted(seen) == list(range(examples))
+    assert sorted(seen) == list(range(examples * views))
+    owners = {(number // views, rank) for rank, own in enumerate(ranks) for b in own for number in b if number >= 0}
+    assert len(owners) == examples
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

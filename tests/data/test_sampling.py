@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.sampling import around_keyframe, dense, segments
+from data.sampling import around_keyframe, dense, repeated, segments
 
 FRAMES, CLIP, STRIDE = st.integers(1, 400), st.integers(1, 40), st.integers(1, 8)
 RNG = st.none() | st.integers(0, 2**32).map(np.random.default_rng)
@@ -65,3 +65,31 @@ def test_training_reaches_every_start_and_every_frame():
     rng = np.random.default_rng(0)
     assert {int(dense(20, 4, 5, rng)[0]) for _ in range(200)} == {0, 1, 2, 3, 4}
     assert {int(i) for _ in range(200) for i in segments(20, 4, rng)} == set(range(20))
+
+
+@given(FRAMES, CLIP, STRIDE, st.integers(1, 6))
+def test_views_in_time_go_from_end_to_end(frames, num_frames, stride, views):
+    clips = [dense(frames, num_frames, stride, view=(number, views)) for number in range(views)]
+    if views == 1:
+        assert clips[0].tolist() == dense(frames, num_frames, stride).tolist()
+    else:
+        assert clips[0][0] == 0
+        assert clips[-1][-1] == frames - 1 or (num_frames - 1) * stride >= frames
+        starts = np.diff([clip[0] for clip in clips])
+        assert starts.max() - starts.min() <= 1
+    parts = [segments(frames, num_frames, view=(number, views)) for number in range(views)]
+    if views == 1:
+        assert parts[0].tolist() == segments(frames, num_frames).tolist()
+    assert (np.diff(np.stack(parts), axis=0) >= 0).all()
+
+
+def test_views_by_hand():
+    assert [dense(38, 8, 2, view=(number, 3)).tolist()[0] for number in range(3)] == [0, 11, 23]
+    assert [segments(40, 4, view=(number, 2)).tolist() for number in (0, 1)] == [[2, 12, 22, 32], [7, 17, 27, 37]]
+
+
+def test_repeated_frames_are_counted():
+    assert repeated(around_keyframe(38, 20, 8, 2)) == 0
+    assert repeated(around_keyframe(38, 3, 8, 2)) == 2
+    assert repeated(around_keyframe(38, 37, 8, 2)) == 3
+    assert repeated(dense(3, 5, 2)) == 3 and repeated(segments(2, 4)) == 2

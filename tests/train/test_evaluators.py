@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from data.dataset import TaskData
+from data.batch import PADDING
+from data.dataset import EvalDataset, TaskData
 from data.errors import UserError
 from data.shards import ClassInfo
 from models import save_model
@@ -19,8 +20,8 @@ from tests.dist import run_ranks
 from tests.tiny_shards import class_video, make_classification_set, make_localisation_set, video_record, write_set
 from train import ava_map
 from train.ava_classes import NOT_EVALUATED, group_masks, is_evaluated
-from train.evaluators import evaluate_all, evaluate_tasks
-from train.evaluators.classification import accuracies, places
+from train.evaluators import Result, evaluate_all, evaluate_tasks
+from train.evaluators.classification import ViewAverages, accuracies, places
 from train.launch import Rank, init_distributed
 from train.model import build_model, model_config
 from train.recipe import PROJECT, Recipe, dump_recipe, parse_recipe
@@ -144,6 +145,48 @@ def test_bad_samples_are_listed_and_in_no_metric(tmp_path):
     assert result.per_class["1"] is None
 
 
+def test_scores_of_an_examples_views_are_averaged_and_let_go_of():
+    averages = ViewAverages(3)
+    logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    examples, labels = torch.tensor([7, 7, PADDING, 7, 8, 8]), torch.tensor([2, 2, -1, 2, 0, 0])
+    first = averages.add(examples[:3], labels[:3], logits[:3])
+    assert [len(part) for part in first] == [0, 0, 0] and first[2].shape == (0, 4)
+    own, known, scores = averages.add(examples[3:], labels[3:], logits[3:])
+    assert own.tolist() == [7] and known.tolist() == [2]
+    assert torch.allclose(scores[0], logits[[0, 1, 3]].double().softmax(1).mean(0))
+    assert list(averages._sums) == [8]
+    own, known, scores = ViewAverages(1).add(examples, labels, logits)
+    assert own.tolist() == [7, 7, 7, 8, 8] and torch.equal(scores, logits[examples >= 0])
+
+
+def test_an_example_counts_once_whatever_its_views(world):
+    recipe = recipe_of(world, "tasks.clips.view.eval_views=[2,3]", "eval_batch=4")
+    task = tasks_of(recipe)[0]
+    result = evaluate_tasks(ByPlace(), [task], ALONE, recipe)["clips"]
+    assert result.counts == {"examples": 7, "labelled": 7, "views": 6}
+    dataset = EvalDataset(task.val)
+    right = 0
+    for example in range(7):
+        views = dataset.__getitems__(range(6 * example, 6 * example + 6))
+        scores = torch.stack([ByPlace()("clips", view.clip[None])[0].softmax(0) for view in views]).mean(0)
+        right += int(scores.argmax()) == example % 3
+    assert result.metrics["top1"] == pytest.approx(right / 7)
+    limited = evaluate_tasks(ByPlace(), [task], ALONE, recipe, limit=3)["clips"]
+    assert limited.counts["examples"] == 3
+
+
+def test_a_damaged_example_is_one_failure_whatever_its_views(tmp_path):
+    video = class_video(0, 3)
+    records = [{"key": f"c_{i}", "label": 0, "video": video_record(38)} for i in range(2)]
+    classes = [ClassInfo(i, str(i)) for i in range(3)]
+    write_set(tmp_path, "clips", "val", "classification", classes, [(records[0], video), (records[1], b"no video")])
+    make_localisation_set(tmp_path, "people", "val")
+    recipe = recipe_of(tmp_path, "tasks.clips.view.eval_views=[2,2]", "eval_batch=3")
+    result = evaluate_tasks(ByPlace(), tasks_of(recipe)[:1], ALONE, recipe)["clips"]
+    assert [bad.key for bad in result.failures] == ["c_1"]
+    assert result.counts == {"examples": 1, "labelled": 1, "views": 4}
+
+
 def test_output_that_is_not_finite_is_an_error(world):
     class Diverged(ByPlace):
         def forward(self, *args):
@@ -159,12 +202,19 @@ def on_ranks(folder: str) -> dict:
     recipe = recipe_of(Path(folder))
     results = evaluate_tasks(ByPlace(), tasks_of(recipe), rank, recipe)
     assert all((result.boxes is not None) == (rank.first and name == "people") for name, result in results.items())
+    results["views"] = many_views(folder, rank)
     return {name: replace(result, boxes=None) for name, result in results.items()}
+
+
+def many_views(folder: str, rank: Rank) -> Result:
+    recipe = recipe_of(Path(folder), "tasks.clips.view.eval_views=[2,3]")
+    return evaluate_tasks(ByPlace(), tasks_of(recipe)[:1], rank, recipe)["clips"]
 
 
 def test_results_do_not_depend_on_the_number_of_ranks(world):
     recipe = recipe_of(world)
     alone = evaluate_tasks(ByPlace(), tasks_of(recipe), ALONE, recipe)
+    alone["views"] = many_views(str(world), ALONE)
     alone = {name: replace(result, boxes=None) for name, result in alone.items()}
     # Seven clips and eight keyframes over three ranks need padding.
     for results in run_ranks(on_ranks, 3, str(world)):

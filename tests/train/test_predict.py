@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data.augment import whole_frame
-from data.dataset import TaskData, load_example
+from data.crop import whole_frame
+from data.dataset import EvalDataset, TaskData
 from data.decode import decode
 from data.errors import UserError
 from data.sampling import around_keyframe, dense
@@ -83,7 +83,7 @@ def test_a_clip_is_the_one_that_evaluation_would_cut(model, tmp_path):
     data = TaskData("order", head.kind, shards, head.view)
     for example in (0, 1):
         (tmp_path / "clip.mp4").write_bytes(shards.read_video(example))
-        assert torch.equal(head.clip(VideoReader(tmp_path / "clip.mp4"), 0.0), load_example(data, example).clip)
+        assert torch.equal(head.clip(VideoReader(tmp_path / "clip.mp4"), 0.0), EvalDataset(data)[example].clip)
 
 
 def test_a_dense_clip_of_the_middle_is_the_one_that_evaluation_would_cut(model, tmp_path):

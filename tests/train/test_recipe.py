@@ -3,7 +3,18 @@
 import pytest
 
 from data.errors import UserError
-from train.recipe import PROJECT, Recipe, dump_recipe, load_recipe, parse_recipe, recipe_differences
+from data.view import ViewConfig
+from train.recipe import (
+    PROJECT,
+    ModelRecipe,
+    Recipe,
+    ViewRecipe,
+    dump_recipe,
+    load_recipe,
+    parse_recipe,
+    recipe_differences,
+    view_config,
+)
 
 SMALL = """
 name: small
@@ -31,6 +42,17 @@ def test_overrides_win_and_keep_the_rest():
     assert (recipe.steps, recipe.optim.lr, recipe.tasks["ava"].batch) == (7, 5e-4, 8)
     assert recipe.tasks["ava"].view.scale == [0.3, 0.9] and recipe.tasks["ava"].view.stride == 2
     assert recipe.optim.warmup_steps == load_recipe().optim.warmup_steps
+
+
+def test_every_setting_of_a_view_is_a_key_of_a_recipe_with_the_same_default():
+    model = ModelRecipe()
+    assert view_config(ViewRecipe(), model) == ViewConfig(
+        num_frames=model.num_frames, stride=2, image_size=model.image_size
+    )
+    view = view_config(ViewRecipe(short_side=[256, 320], eval_views=[4, 3], mixup=0.8, randaugment_ops=2), model)
+    assert (view.short_side, view.eval_views, view.mixup, view.randaugment_ops) == ((256, 320), (4, 3), 0.8, 2)
+    recipe = load_recipe(None, ["tasks.kinetics.view.short_side=[64,80]", "tasks.kinetics.view.eval_views=[2,3]"])
+    assert recipe_differences(recipe, parse_recipe(dump_recipe(recipe), "again")) == []
 
 
 def test_a_recipe_survives_its_own_text():
@@ -68,6 +90,12 @@ def test_a_relative_path_is_looked_for_in_the_project_too(tmp_path, monkeypatch)
         ("steps", "write key=value"),
         ("=3", "write key=value"),
         ("tasks.ava.view.scale=[2,1]", "tasks.ava.view.scale: must be two numbers"),
+        ("tasks.ava.view.short_side=[32,40]", "tasks.ava.view.short_side: must be .* neither below image_size"),
+        ("tasks.kinetics.view.eval_views=[0,3]", "tasks.kinetics.view.eval_views: must be two whole numbers"),
+        ("tasks.kinetics.view.mixup=-1", "tasks.kinetics.view.mixup: must be a number of at least 0"),
+        ("tasks.ava.view.mixup=0.8", "tasks.ava.view.mixup: is for classification only"),
+        ("tasks.ava.label_smoothing=0.1", "tasks.ava.label_smoothing=0.1: is for classification only"),
+        ("tasks.kinetics.label_smoothing=2", "must be a share from 0 to 1"),
         ("tasks.ava.view.stride=0", "tasks.ava.view.stride: must be a whole number"),
         ("tasks.ava.kind=detection", "tasks.ava.kind=detection: must be one of classification, localisation"),
         ("tasks.ava.batch=0", "tasks.ava.batch=0: must be at least 1"),

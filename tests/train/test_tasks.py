@@ -1,60 +1,32 @@
-"""Opening the tasks of a recipe whose shards are remote."""
+"""Losses: hard, soft and smoothed labels."""
 
-from pathlib import Path
+import torch
+from torch import Tensor
 
-import fsspec
-import pytest
+from data.batch import Batch
+from train.recipe import TaskRecipe
+from train.tasks import Task
 
-from data.errors import UserError
-from tests.tiny_shards import make_classification_set
-from train.recipe import Recipe, parse_recipe
-from train.tasks import Task, mixture, open_tasks
-
-RECIPE = """
-name: remote
-out: /tmp/run
-steps: 10
-data_root: memory://tasks
-model: {name: vit_tiny, num_frames: 4, image_size: 32}
-tasks:
-  kinetics: {kind: classification, shards: "${data_root}/kinetics-train", val_shards: "${data_root}/kinetics-val"}
-"""
+LOGITS = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([0, 3, 3, 1])
 
 
-@pytest.fixture
-def remote(tmp_path, monkeypatch):
-    monkeypatch.setenv("COFINETUNING_CACHE", str(tmp_path / "cache"))
-    shards = make_classification_set(tmp_path / "sets", "kinetics", "train", samples=6, shards=3)
-    make_classification_set(tmp_path / "sets", "kinetics", "val", samples=2, shards=1)
-    fsspec.filesystem("memory").put(f"{tmp_path}/sets/", "/tasks/", recursive=True)
-    return shards
+def loss(labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    task = Task("look", TaskRecipe("classification", "none", label_smoothing=smoothing), [], None, None)
+    batch = Batch("look", torch.zeros(4, 0), [""] * 4, torch.arange(4), labels)
+    assert task.weight(batch) == 4
+    return task.loss(LOGITS, batch)
 
 
-def opened(*overrides: str) -> tuple[Recipe, Task]:
-    recipe = parse_recipe(RECIPE, "recipe", list(overrides))
-    (task,) = open_tasks(recipe)
-    return recipe, task
+def test_soft_labels_are_shares_of_hard_ones():
+    hard = torch.nn.functional.one_hot(LABELS, 5).float()
+    assert torch.allclose(loss(hard), loss(LABELS))
+    other = torch.tensor([1, 3, 0, 2])
+    mixed = hard * 0.75 + torch.nn.functional.one_hot(other, 5) * 0.25
+    assert torch.allclose(loss(mixed), 0.75 * loss(LABELS) + 0.25 * loss(other))
 
 
-def test_remote_tasks_share_a_cache(remote, tmp_path):
-    recipe, task = opened()
-    assert task.train.shards.cache is task.val.shards.cache and task.train.shards.whole_shards
-    assert Path(task.train.shards.cache.folder) == tmp_path / "cache" and task.train.shards.cache.max_bytes == 100e9
-    assert mixture([task], recipe)[0, 0].key.startswith("kinetics_")
-    recipe, task = opened(f"cache.folder={tmp_path}/named", "cache.max_gb=0.5", "cache.whole_shards=false")
-    assert Path(task.train.shards.cache.folder) == tmp_path / "named" and task.train.shards.cache.max_bytes == 5e8
-    assert not task.train.shards.whole_shards and not task.val.shards.whole_shards
-    assert mixture([task], recipe)[0, 0].key.startswith("kinetics_")
-    assert [path.name for path in (tmp_path / "named").iterdir() if path.stat().st_size > 1000] == []
-
-
-def test_a_cache_that_does_not_hold_what_is_read_by_turns_is_refused(remote):
-    sizes = sorted(shard.bytes for shard in remote.manifest.shards)
-    gigabytes = sum(sizes[1:]) / 1e9
-    opened("window=2", f"cache.max_gb={gigabytes * 1.01}")
-    with pytest.raises(UserError, match=r"cache\.max_gb=.* is too little: .*window=2.*give cache\.max_gb=1, a smaller"):
-        opened("window=2", f"cache.max_gb={gigabytes * 0.99}")
-    opened("window=2", f"cache.max_gb={gigabytes * 0.99}", "cache.whole_shards=false")
-    opened("window=1", f"cache.max_gb={gigabytes * 0.99}")
-    with pytest.raises(UserError, match=r"cache\.max_gb=0.*must be above 0"):
-        opened("cache.max_gb=0")
+def test_smoothing_spreads_its_share_over_all_classes():
+    even = torch.full((4, 5), 0.2)
+    assert torch.allclose(loss(LABELS, 0.3), 0.7 * loss(LABELS) + 0.3 * loss(even))
+    assert torch.allclose(loss(even, 0.3), loss(even))

@@ -68,8 +68,9 @@ def _loader(data: TaskData, rank: Rank, recipe: Recipe, limit: int | None) -> Lo
         chosen = np.arange(limit) * count // limit
         if limit < SPARSE_SHARE * count:
             data = replace(data, shards=data.shards.by_range())
+    views = data.view.views
     batches = [
-        [int(chosen[place]) if place != PADDING else PADDING for place in batch]
-        for batch in eval_batches(len(chosen), rank.index, rank.world, recipe.eval_batch)
+        [PADDING if place == PADDING else int(chosen[place // views]) * views + place % views for place in batch]
+        for batch in eval_batches(len(chosen), rank.index, rank.world, recipe.eval_batch, views)
     ]
     return Loader(EvalDataset(data), batches, recipe.workers)

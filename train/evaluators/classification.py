@@ -1,5 +1,6 @@
-"""Evaluates a classification task: top-1, top-5 and mean per-class accuracy of one centred clip per video."""
+"""Evaluates a classification task: top-1, top-5 and mean per-class accuracy, over one or more views of each video."""
 
+from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
@@ -18,30 +19,71 @@ def evaluate(
     """Runs `model` on this rank's batches, and takes the metrics over those of all ranks; called on every rank.
 
     Args:
-        loader: batches in which every example of the set stands once over all ranks, padding aside.
+        loader: batches in which every view of every example of the set stands once over all ranks, padding aside, and
+            all views of an example on one rank.
         chance: unused, the level of guessing costs nothing here.
 
     Returns:
         metrics top1, top5 and mean_class (the mean over classes that have examples of their top-1 accuracy); examples
-        without a label are in none of them. Where logits tie, the class of the lower index goes first.
+        without a label are in none of them. Where scores tie, the class of the lower index goes first. Scores are the
+        logits, or with several views of an example the mean of their softmax. An example of which any view cannot be
+        read is a failure as a whole.
     """
     del chance
+    views = data.view.views
     own: list[np.ndarray] = []
-    failures: list[Substitute] = []
+    failures: dict[Substitute, None] = {}
+    averages = ViewAverages(views)
     with evaluation_mode(model):
         for batch in progress(loader, rank, data.name):
             logits = forward(model, batch, rank, bf16)
-            rows = torch.stack([batch.examples, batch.labels, places(logits, batch.labels)], dim=1)
-            own.append(rows[batch.examples != PADDING].numpy())
-            failures += batch.substitutes
-    parts = rank.gather((np.concatenate(own or [np.zeros((0, 3), np.int64)]), failures))
+            examples, labels, scores = averages.add(batch.examples, batch.labels, logits)
+            own.append(torch.stack([examples, labels, places(scores, labels)], dim=1).numpy())
+            failures |= dict.fromkeys(batch.substitutes)
+    parts = rank.gather((np.concatenate(own or [np.zeros((0, 3), np.int64)]), list(failures)))
     labels, place = np.concatenate([rows for rows, _ in parts])[:, 1:].T
     known = labels >= 0
-    counts = {"examples": len(labels), "labelled": int(known.sum())}
+    counts = {"examples": len(labels), "labelled": int(known.sum())} | ({"views": views} if views > 1 else {})
     names = [c.name for c in data.shards.manifest.classes]
     metrics, per_class = accuracies(labels[known], place[known], names)
     guess = {"top1": 1 / len(names), "top5": min(5 / len(names), 1.0), "mean_class": 1 / len(names)}
     return Result(metrics, guess, counts, per_class, failures=[bad for _, part in parts for bad in part])
+
+
+class ViewAverages:
+    """Averages the scores of several views of an example, and lets go of them as soon as all are there.
+
+    Args:
+        views: how many an example has.
+    """
+
+    def __init__(self, views: int) -> None:
+        self.views = views
+        self._sums: dict[int, Tensor] = {}
+        self._seen: Counter[int] = Counter()
+
+    def add(self, examples: Tensor, labels: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Takes the views of one batch in: int64 [B], int64 [B] and float32 [B, C].
+
+        Returns:
+            Of the N examples that are complete with it: int64 [N], int64 [N] and scores [N, C], the logits where an
+            example has one view, else the mean softmax in float64.
+        """
+        there = examples != PADDING
+        examples, labels, logits = examples[there], labels[there], logits[there]
+        if self.views == 1:
+            return examples, labels, logits
+        complete: list[int] = []
+        scores: list[Tensor] = []
+        for row, (example, probabilities) in enumerate(zip(examples.tolist(), logits.double().softmax(1), strict=True)):
+            self._sums[example] = self._sums.get(example, 0) + probabilities
+            self._seen[example] += 1
+            if self._seen[example] == self.views:
+                del self._seen[example]
+                complete.append(row)
+                scores.append(self._sums.pop(example) / self.views)
+        none = logits.new_zeros(0, logits.shape[1], dtype=torch.float64)
+        return examples[complete], labels[complete], torch.stack(scores) if scores else none
 
 
 def places(logits: Tensor, labels: Tensor) -> Tensor:
