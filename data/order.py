@@ -9,7 +9,7 @@ import numpy as np
 ROUNDS = 4
 """Luby and Rackoff, 1988: four Feistel rounds of a pseudo-random function give a strong pseudo-random permutation."""
 
-_MASK = (1 << 64) - 1
+_CHUNK = 8192  # places at a time: few enough that the work stays in the processor's cache
 
 
 def make_key(*parts: int | str) -> int:
@@ -18,32 +18,54 @@ def make_key(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def mix(value: int) -> int:
-    """SplitMix64's finaliser (Steele, Lea and Flood, 2014): a bijection of 64-bit integers that scatters all bits."""
-    value = (value + 0x9E3779B97F4A7C15) & _MASK
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
-    return value ^ (value >> 31)
+def mix(values: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser (Steele, Lea and Flood, 2014): a bijection of uint64 that scatters all bits."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: np.ndarray = values ^ (values >> np.uint64(31))
+    return mixed
 
 
-def permute(place: int, size: int, key: int) -> int:
-    """The element at `place` of a pseudo-random permutation of range(size) that `key` chooses.
+def permute(places: np.ndarray, size: int, key: int) -> np.ndarray:
+    """The elements at `places` of a pseudo-random permutation of range(size) that `key` chooses.
 
     A balanced Feistel network on the next even number of bits; a result outside of the range is sent through again
-    ("cycle walking"), which ends because the network is a bijection. Expected O(1): the network's domain is less than
-    four times the range.
+    ("cycle walking"), which ends because the network is a bijection. Expected O(1) a place: the network's domain is
+    less than four times the range.
+
+    Args:
+        places: int64 [n], in range(size).
+        key: 64 bits.
+
+    Returns:
+        int64 [n].
+
+    Raises:
+        ValueError: a place is outside of the range.
     """
-    if not 0 <= place < size:
-        raise ValueError(f"place {place} is outside of range({size})")
-    half = (max(size - 1, 1).bit_length() + 1) // 2
-    mask = (1 << half) - 1
-    while True:
-        left, right = place >> half, place & mask
-        for number in range(ROUNDS):
-            left, right = right, left ^ (mix(key ^ mix(number << 56 | right)) & mask)
-        place = left << half | right
-        if place < size:
-            return place
+    if len(places) and not 0 <= places.min() <= places.max() < size:
+        raise ValueError(f"places from {places.min()} to {places.max()} are outside of range({size})")
+    if len(places) > _CHUNK:
+        parts = (places[start : start + _CHUNK] for start in range(0, len(places), _CHUNK))
+        return np.concatenate([permute(part, size, key) for part in parts])
+    half = np.uint64((max(size - 1, 1).bit_length() + 1) // 2)
+    found = places.astype(np.uint64)
+    outside = np.arange(len(places))
+    while len(outside):
+        walked = _feistel(found[outside], half, np.uint64(key))
+        found[outside] = walked
+        outside = outside[walked >= np.uint64(size)]
+    return found.astype(np.int64)
+
+
+def _feistel(values: np.ndarray, half: np.uint64, key: np.uint64) -> np.ndarray:
+    """One pass through the network on 2 * `half` bits."""
+    mask = np.uint64((1 << int(half)) - 1)
+    left, right = values >> half, values & mask
+    for number in range(ROUNDS):
+        left, right = right, left ^ (mix(key ^ mix(np.uint64(number << 56) | right)) & mask)
+    return left << half | right
 
 
 class EpochOrder:
@@ -51,55 +73,83 @@ class EpochOrder:
 
     An epoch is a shuffle of the shards, cut into windows of `window` shards, and a shuffle of the examples inside of
     each window. So reads stay within a few shards at a time, and neighbours in a step come from all of a window.
+    The examples of one global batch, whose order no gradient depends on, stand sorted by their place in the window:
+    a rank's slice of them then comes from few shards, whatever the number of ranks.
 
     Args:
         shard_examples: number of examples of each shard.
         seed: the run's seed.
         task: the task's name; tasks of one run have unrelated orders.
         window: number of shards that are mixed with each other.
+        batch: clips of a global batch: positions k * batch to (k + 1) * batch - 1 are one.
 
     Raises:
-        ValueError: there is no example at all, or the window holds no shard.
+        ValueError: there is no example at all, or the window holds no shard, or the batch no clip.
     """
 
-    def __init__(self, shard_examples: Sequence[int] | np.ndarray, seed: int, task: str, window: int) -> None:
+    def __init__(
+        self, shard_examples: Sequence[int] | np.ndarray, seed: int, task: str, window: int, batch: int = 1
+    ) -> None:
         self.counts = np.asarray(shard_examples, dtype=np.int64)
         self.size = int(self.counts.sum())
         if self.size == 0:
             raise ValueError(f"task {task!r} has no examples")
         if window < 1:
             raise ValueError(f"window must be at least 1 shard, not {window}")
-        self.seed, self.task, self.window = seed, task, window
+        if batch < 1:
+            raise ValueError(f"batch must be at least 1 clip, not {batch}")
+        self.seed, self.task, self.window, self.batch = seed, task, window, batch
         self._first = np.concatenate([[0], np.cumsum(self.counts)])
 
     def example(self, position: int) -> int:
         """The example (row of the index) at `position` of the task's endless stream, counted from 0."""
-        epoch, place = divmod(position, self.size)
-        shards, starts = _epoch(self, epoch)
-        shard = int(np.searchsorted(starts, place, side="right")) - 1
-        begin = shard - shard % self.window
-        end = min(begin + self.window, len(shards))
-        low, high = int(starts[begin]), int(starts[end])
-        key = make_key(self.seed, self.task, epoch, "window", begin)
-        place = low + permute(place - low, high - low, key)
-        shard = int(np.searchsorted(starts, place, side="right")) - 1
-        return int(self._first[shards[shard]] + place - starts[shard])
+        number, place = divmod(position, self.batch)
+        return int(_batch(self, number)[place])
 
-    # The cache of epochs is keyed by the order itself, so equal orders share their entries.
+    def examples(self, number: int) -> np.ndarray:
+        """int64 [batch]: the examples of global batch `number`, counted from 0."""
+        epochs, places = np.divmod(np.arange(number * self.batch, (number + 1) * self.batch), self.size)
+        return np.concatenate([self._sorted(int(epoch), places[epochs == epoch]) for epoch in np.unique(epochs)])
+
+    def _sorted(self, epoch: int, places: np.ndarray) -> np.ndarray:
+        """The examples at some places of an epoch, sorted by where they lie in the epoch's order of shards."""
+        shards, starts = _epoch(self, epoch)
+        windows = (np.searchsorted(starts, places, side="right") - 1) // self.window
+        shuffled = np.empty_like(places)
+        for window in np.unique(windows).tolist():
+            begin = window * self.window
+            low, high = int(starts[begin]), int(starts[min(begin + self.window, len(shards))])
+            own = windows == window
+            key = make_key(self.seed, self.task, epoch, "window", begin)
+            shuffled[own] = low + permute(places[own] - low, high - low, key)
+        shuffled.sort()
+        shard = np.searchsorted(starts, shuffled, side="right") - 1
+        examples: np.ndarray = self._first[shards[shard]] + shuffled - starts[shard]
+        return examples
+
+    # The caches are keyed by the order itself, so equal orders share their entries.
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, EpochOrder):
             return NotImplemented
-        same = (self.seed, self.task, self.window) == (other.seed, other.task, other.window)
-        return same and np.array_equal(self.counts, other.counts)
+        return self._settings == other._settings and np.array_equal(self.counts, other.counts)
 
     def __hash__(self) -> int:
-        return hash((self.seed, self.task, self.window, self.size))
+        return hash((*self._settings, self.size))
+
+    @property
+    def _settings(self) -> tuple[int, str, int, int]:
+        return self.seed, self.task, self.window, self.batch
 
 
 @lru_cache(maxsize=32)
 def _epoch(order: EpochOrder, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     """The epoch's shards in their order [shards], and where each one's examples begin, with the end [shards + 1]."""
-    key = make_key(order.seed, order.task, epoch, "shards")
     count = len(order.counts)
-    shards = np.fromiter((permute(place, count, key) for place in range(count)), dtype=np.int64, count=count)
+    shards = permute(np.arange(count), count, make_key(order.seed, order.task, epoch, "shards"))
     return shards, np.concatenate([[0], np.cumsum(order.counts[shards])])
+
+
+@lru_cache(maxsize=64)
+def _batch(order: EpochOrder, number: int) -> np.ndarray:
+    """A worker asks for the clips of a global batch one by one."""
+    return order.examples(number)

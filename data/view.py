@@ -1,7 +1,7 @@
 """The settings of a task's view: which frames and which part of them the model gets to see."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from data.errors import UserError
@@ -30,7 +30,7 @@ class ViewConfig:
     """
 
     num_frames: int
-    stride: int
+    stride: int = field(default=2, kw_only=True)
     image_size: int
     sampling: Literal["dense", "segments"] = "dense"
     flip: bool = True

@@ -11,8 +11,8 @@ import torch.distributed as dist
 
 from data.batch import Batch, Substitute
 from data.errors import UserError
+from data.mixture import StepPlan
 from data.order import make_key
-from data.schedule import MicroStep, Schedule, micro_clips, micro_steps
 from train.engine import Engine
 from train.launch import Rank, StopSignal, ToldError
 from train.optim import learning_rate
@@ -22,32 +22,6 @@ from train.tasks import Task
 
 BUDGET_FLOOR = 1000
 """The share of bad clips is taken of at least so many, so that an early one does not end a run."""
-
-
-class StepPlan:
-    """What every rank does in every step, from the recipe and the number of ranks alone.
-
-    Raises:
-        UserError: a task's batch does not divide over the ranks.
-    """
-
-    def __init__(self, recipe: Recipe, world: int) -> None:
-        tasks = recipe.tasks
-        clips = [task.batch for task in tasks.values()]
-        self.schedule = Schedule(
-            recipe.schedule, clips, recipe.steps, recipe.seed, [task.share for task in tasks.values()]
-        )
-        self.micro = [micro_clips(name, task.batch, world, task.micro_batch) for name, task in tasks.items()]
-        self.world = world
-
-    def micro_steps(self, step: int, rank: int) -> list[MicroStep]:
-        return micro_steps(self.schedule.plan(step), self.micro, rank, self.world)
-
-    def batches(self, start: int, rank: int) -> Iterator[list[tuple[int, int]]]:
-        """The rank's micro-batches from step `start` on, as the loader takes them: lists of (task, position)."""
-        for step in range(start, self.schedule.steps):
-            for part in self.micro_steps(step, rank):
-                yield [(part.task, position) for position in part.positions]
 
 
 def train(

@@ -1,20 +1,31 @@
 """Recipes: what a run is, as typed YAML plus `key=value` overrides, read and checked before anything is started."""
 
 import dataclasses
-import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
 
-from data.errors import UserError
-from data.schedule import SCHEDULES
-from data.view import ViewConfig
+from data.recipe import (
+    PROJECT,
+    RECIPES,
+    ClipSize,
+    DataRecipe,
+    TaskSource,
+    check_data,
+    demand,
+    find_recipe,
+    one_of,
+    parse,
+    project_path,
+    read_recipe,
+    view_config,
+)
 
-PROJECT = Path(__file__).resolve().parent.parent
-TOY_RECIPE = PROJECT / "train" / "recipes" / "toy.yaml"
+TOY_RECIPE = RECIPES / "toy.yaml"
+
+__all__ = ["PROJECT", "Recipe", "load_recipe", "parse_recipe", "project_path", "view_config"]
 
 
 @dataclass
@@ -27,13 +38,11 @@ class InitRecipe:
     """How a 2-D patch kernel becomes a tubelet's: central_frame | average."""
 
 
-@dataclass
-class ModelRecipe:
+@dataclass(kw_only=True)
+class ModelRecipe(ClipSize):
     """The backbone: `models.create_backbone`'s arguments."""
 
     name: str = "vit_large"
-    num_frames: int = 32
-    image_size: int = 224
     tubelet_size: list[int] = field(default_factory=lambda: [2, 16, 16])
     embed_dim: int | None = None
     """None: as the name says. The same holds for depth and num_heads."""
@@ -86,22 +95,10 @@ class HeadRecipe:
     """Side of RoIAlign's grid; localisation only."""
 
 
-@dataclass
-class TaskRecipe:
+@dataclass(kw_only=True)
+class TaskRecipe(TaskSource):
     """One dataset: its shards, its part of a step, its loss and its head."""
 
-    kind: str
-    """classification | localisation"""
-    shards: str
-    """Prefix of the training shards, FOLDER/{dataset}-{split}."""
-    val_shards: str | None = None
-    """Prefix of the shards to evaluate on."""
-    batch: int = 64
-    """Clips per optimizer step that trains this task, over all ranks."""
-    micro_batch: int = 8
-    """Most clips of one forward pass on one rank."""
-    share: float = 1.0
-    """U_j / U: this task's share of the run's steps (schedules weighted and task_by_task)."""
     loss_weight: float = 1.0
     lr_scale: float = 1.0
     """The task's own learning-rate coefficient."""
@@ -125,26 +122,17 @@ class OptimRecipe:
     """Largest norm of the gradient; 0 switches clipping off."""
 
 
-@dataclass
-class Recipe:
+@dataclass(kw_only=True)
+class Recipe(DataRecipe):
     """A run. With the seed and the step, it decides every clip and every number of it."""
 
     name: str
     out: str
     """The run's folder: checkpoints, log, TensorBoard, evaluation."""
-    steps: int
-    """Optimizer steps."""
-    tasks: dict[str, TaskRecipe]
-    data_root: str = "."
-    """For use in the shards' paths: ${data_root}/kinetics-train."""
-    seed: int = 0
-    schedule: str = "accumulate"
+    # OmegaConf fills it with TaskRecipe alone, so that nothing less gets in by way of the base class.
+    tasks: dict[str, TaskRecipe]  # type: ignore[assignment]
     precision: str = "fp32"
     """fp32 | bf16 (torch autocast; parameters, gradients and optimizer state stay in fp32)."""
-    window: int = 16
-    """Shards that are shuffled into each other."""
-    workers: int = 4
-    """Loader processes per rank; 0 decodes in the training process."""
     max_bad_share: float = 0.01
     """The run ends when a greater share of a rank's clips could not be read."""
     log_every: int = 20
@@ -169,37 +157,15 @@ def load_recipe(path: str | Path | None = None, overrides: list[str] | None = No
         UserError: no such file, not YAML, an unknown key (names the nearest right one), a value of the wrong type or
             out of range.
     """
-    where = _find(path)
-    try:
-        text = where.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe {where}: {error}") from error
-    return parse_recipe(text, f"recipe {where}", overrides)
+    where = TOY_RECIPE if path is None else find_recipe(path)
+    return parse_recipe(read_recipe(where), f"recipe {where}", overrides)
 
 
 def parse_recipe(text: str, where: str, overrides: list[str] | None = None) -> Recipe:
     """The recipe in a YAML text; `where` names it in errors. Raises UserError as `load_recipe` does."""
-    OmegaConf.register_resolver("project", lambda: str(PROJECT), replace=True)
-    try:
-        loaded = OmegaConf.create(text)
-    except Exception as error:  # the YAML reader's errors share no narrower base class
-        raise UserError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(loaded, DictConfig):
-        raise UserError(f"{where}: must be a mapping of keys to values")
-    _check_keys(OmegaConf.to_container(loaded), Recipe, where, "")
-    for override in overrides or []:
-        _apply(loaded, override)
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(Recipe), loaded)
-        for name in merged.tasks:
-            merged.tasks[name] = OmegaConf.merge(OmegaConf.structured(TaskRecipe), merged.tasks[name])
-        recipe = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None)
-        reason = (getattr(error, "msg", None) or str(error)).splitlines()[0]
-        raise UserError(f"{where}: {key or 'value'}: {reason}") from error
-    assert isinstance(recipe, Recipe)
-    _check_values(recipe, where)
+    recipe = parse(text, where, overrides or [], Recipe)
+    check_data(recipe, where)
+    _check_training(recipe, where)
     return recipe
 
 
@@ -223,104 +189,23 @@ def recipe_differences(old: Recipe, new: Recipe) -> list[str]:
     return [f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys if before.get(k) != after.get(k)]
 
 
-def view_config(view: ViewRecipe, model: ModelRecipe) -> ViewConfig:
-    """A task's view at the model's number of frames and image size. Raises UserError that begins with the key."""
-    return ViewConfig(num_frames=model.num_frames, image_size=model.image_size, **dataclasses.asdict(view))
-
-
-def project_path(path: str | Path) -> Path:
-    """`path` from the working directory, or else from the project's folder, so that commands work from any folder."""
-    here = Path(path)
-    return here if here.exists() or here.is_absolute() or not (PROJECT / here).exists() else PROJECT / here
-
-
-def _find(path: str | Path | None) -> Path:
-    if path is None:
-        return TOY_RECIPE
-    found = project_path(path)
-    if not found.is_file():
-        known = ", ".join(sorted(f"train/recipes/{p.name}" for p in TOY_RECIPE.parent.glob("*.yaml")))
-        raise UserError(f"no recipe at {path}; the project's own are {known}")
-    return found
-
-
-def _apply(config: DictConfig, override: str) -> None:
-    key, equals, _ = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"{override!r} is not an override: write key=value, as in optim.lr=1e-4")
-    try:
-        value = OmegaConf.from_dotlist([override])
-        container = OmegaConf.to_container(value)
-        tasks = list(config.get("tasks") or {})
-        _check_keys(container, Recipe, "override", "", tasks)
-        OmegaConf.update(config, key, OmegaConf.select(value, key), merge=True, force_add=True)
-    except OmegaConfBaseException as error:
-        raise UserError(f"override {override!r}: {str(error).splitlines()[0]}") from error
-
-
-def _check_keys(raw: Any, schema: Any, where: str, prefix: str, tasks: list[str] | None = None) -> None:
-    """Every key of `raw` is one of `schema`'s; `tasks`, when given, are the only names that `tasks.` may have."""
-    if not isinstance(raw, dict):
-        if raw is not None and not (isinstance(raw, str) and raw.startswith("${")):
-            raise UserError(f"{where}: {prefix.rstrip('.')} must hold keys ({', '.join(get_type_hints(schema))})")
-        return
-    types = get_type_hints(schema)
-    for key, value in raw.items():
-        if key not in types:
-            _unknown(f"{prefix}{key}", key, list(types), where)
-        kind = types[key]
-        if dataclasses.is_dataclass(kind):
-            _check_keys(value, kind, where, f"{prefix}{key}.")
-        elif get_origin(kind) is dict and isinstance(value, dict):
-            for name, entry in value.items():
-                if tasks is not None and name not in tasks:
-                    _unknown(f"{prefix}{key}.{name}", str(name), tasks, where)
-                _check_keys(entry, get_args(kind)[1], where, f"{prefix}{key}.{name}.")
-
-
-def _unknown(full: str, key: str, known: list[str], where: str) -> None:
-    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-    hint = f"did you mean {full.removesuffix(str(key))}{near[0]}?" if near else f"known here: {', '.join(known)}"
-    raise UserError(f"{where}: unknown key {full}; {hint}")
-
-
-def _check_values(recipe: Recipe, where: str) -> None:
-    def demand(good: bool, key: str, value: Any, expected: str) -> None:
-        if not good:
-            raise UserError(f"{where}: {key}={value}: {expected}")
-
-    def one_of(key: str, value: str, names: tuple[str, ...]) -> None:
-        demand(value in names, key, value, f"must be one of {', '.join(names)}")
-
-    demand(bool(recipe.tasks), "tasks", "{}", "a recipe needs at least one task")
-    demand(recipe.steps >= 1, "steps", recipe.steps, "must be at least 1")
-    demand(recipe.seed >= 0, "seed", recipe.seed, "must not be below 0")
-    for key in ("window", "log_every", "save_every", "keep", "eval_batch"):
-        demand(getattr(recipe, key) >= 1, key, getattr(recipe, key), "must be at least 1")
-    for key in ("workers", "eval_every"):
-        demand(getattr(recipe, key) >= 0, key, getattr(recipe, key), "must not be below 0")
-    demand(0 <= recipe.max_bad_share <= 1, "max_bad_share", recipe.max_bad_share, "must be a share from 0 to 1")
-    one_of("schedule", recipe.schedule, SCHEDULES)
-    one_of("precision", recipe.precision, ("fp32", "bf16"))
-    one_of("optim.schedule", recipe.optim.schedule, ("cosine", "linear", "constant"))
-    one_of("model.init.inflate", recipe.model.init.inflate, ("central_frame", "average"))
-    demand(recipe.optim.lr > 0, "optim.lr", recipe.optim.lr, "must be above 0")
-    demand(0 < recipe.optim.layer_decay <= 1, "optim.layer_decay", recipe.optim.layer_decay, "must be in (0, 1]")
-    demand(recipe.optim.clip_grad >= 0, "optim.clip_grad", recipe.optim.clip_grad, "must not be below 0")
-    demand(recipe.optim.weight_decay >= 0, "optim.weight_decay", recipe.optim.weight_decay, "must not be below 0")
-    demand(len(recipe.optim.betas) == 2, "optim.betas", recipe.optim.betas, "must be two numbers")
+def _check_training(recipe: Recipe, where: str) -> None:
+    for key in ("log_every", "save_every", "keep", "eval_batch"):
+        demand(getattr(recipe, key) >= 1, where, key, getattr(recipe, key), "must be at least 1")
+    demand(recipe.eval_every >= 0, where, "eval_every", recipe.eval_every, "must not be below 0")
+    demand(0 <= recipe.max_bad_share <= 1, where, "max_bad_share", recipe.max_bad_share, "must be a share from 0 to 1")
+    one_of(where, "precision", recipe.precision, ("fp32", "bf16"))
+    optim = recipe.optim
+    one_of(where, "optim.schedule", optim.schedule, ("cosine", "linear", "constant"))
+    one_of(where, "model.init.inflate", recipe.model.init.inflate, ("central_frame", "average"))
+    demand(optim.lr > 0, where, "optim.lr", optim.lr, "must be above 0")
+    demand(0 < optim.layer_decay <= 1, where, "optim.layer_decay", optim.layer_decay, "must be in (0, 1]")
+    for key in ("clip_grad", "weight_decay"):
+        demand(getattr(optim, key) >= 0, where, f"optim.{key}", getattr(optim, key), "must not be below 0")
+    demand(len(optim.betas) == 2, where, "optim.betas", optim.betas, "must be two numbers")
     for name, task in recipe.tasks.items():
-        key = f"tasks.{name}"
-        demand(name.replace("_", "").replace("-", "").isalnum(), key, name, "a name of letters, digits, - and _")
-        one_of(f"{key}.kind", task.kind, ("classification", "localisation"))
-        for part in ("batch", "micro_batch"):
-            demand(getattr(task, part) >= 1, f"{key}.{part}", getattr(task, part), "must be at least 1")
-        for part in ("share", "loss_weight", "lr_scale"):
-            demand(getattr(task, part) >= 0, f"{key}.{part}", getattr(task, part), "must not be below 0")
-        try:
-            view_config(task.view, recipe.model)
-        except UserError as error:
-            raise UserError(f"{where}: {key}.view.{error}") from error
+        for part in ("loss_weight", "lr_scale"):
+            demand(getattr(task, part) >= 0, where, f"tasks.{name}.{part}", getattr(task, part), "must not be below 0")
 
 
 def _flatten(raw: Any, prefix: str = "") -> dict[str, Any]:
