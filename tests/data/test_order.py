@@ -1,12 +1,13 @@
 """The order of examples: a permutation every epoch, local reads, the same everywhere."""
 
-import itertools
 import pickle
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data import order as order_module
 from data.order import EpochOrder, make_key, permute
 
 counts = st.lists(st.integers(0, 30), min_size=1, max_size=12).filter(lambda c: sum(c) > 0)
@@ -14,28 +15,58 @@ counts = st.lists(st.integers(0, 30), min_size=1, max_size=12).filter(lambda c: 
 
 @given(st.integers(1, 3000), st.integers(0, 2**64 - 1))
 def test_permute_is_a_bijection(size, key):
-    assert sorted(permute(place, size, key) for place in range(size)) == list(range(size))
+    assert sorted(permute(np.arange(size), size, key)) == list(range(size))
+
+
+@given(st.integers(1, 2**40), st.integers(0, 2**64 - 1), st.lists(st.floats(0, 1, exclude_max=True), max_size=20))
+def test_permute_treats_each_place_alone(size, key, shares):
+    places = np.array([int(share * size) for share in shares], dtype=np.int64)
+    one_by_one = [permute(np.array([place]), size, key)[0] for place in places]
+    together = permute(places, size, key)
+    assert together.tolist() == one_by_one and all(0 <= place < size for place in one_by_one)
+
+
+def test_permute_of_many_places_is_cut_without_a_seam():
+    assert np.array_equal(np.sort(permute(np.arange(20_001), 20_001, 5)), np.arange(20_001))
 
 
 def test_permute_scatters():
     """Neighbours land far from each other, and keys give unrelated orders."""
     size = 10_000
-    first, second = ([permute(place, size, key) for place in range(size)] for key in (1, 2))
-    steps = [abs(a - b) for a, b in itertools.pairwise(first)]
-    assert abs(sum(steps) / len(steps) / size - 1 / 3) < 0.02  # mean distance of two uniform draws
-    assert sum(a == b for a, b in zip(first, second, strict=True)) < 10
+    first, second = (permute(np.arange(size), size, key) for key in (1, 2))
+    assert abs(np.abs(np.diff(first)).mean() / size - 1 / 3) < 0.02  # mean distance of two uniform draws
+    assert (first == second).sum() < 10
 
 
-def test_permute_refuses_a_place_outside():
+@pytest.mark.parametrize("place", [-1, 5])
+def test_permute_refuses_a_place_outside(place):
     with pytest.raises(ValueError, match="outside"):
-        permute(5, 5, 0)
+        permute(np.array([0, place]), 5, 0)
 
 
-@given(counts, st.integers(0, 5), st.integers(1, 6), st.integers(0, 3))
-def test_every_example_once_an_epoch(shards, seed, window, epoch):
-    order = EpochOrder(shards, seed, "ava", window)
+@given(counts, st.integers(0, 5), st.integers(1, 6), st.integers(0, 3), st.integers(1, 40))
+def test_every_example_once_an_epoch(shards, seed, window, epoch, batch):
+    order = EpochOrder(shards, seed, "ava", window, batch)
     start = epoch * order.size
     assert sorted(order.example(start + place) for place in range(order.size)) == list(range(order.size))
+
+
+@given(counts, st.integers(0, 5), st.integers(1, 6), st.integers(1, 40), st.integers(0, 10**12))
+def test_a_global_batch_is_the_same_examples_sorted(shards, seed, window, batch, number):
+    sorted_order, plain = EpochOrder(shards, seed, "ava", window, batch), EpochOrder(shards, seed, "ava", window)
+    positions = range(number * batch, (number + 1) * batch)
+    examples = [sorted_order.example(position) for position in positions]
+    assert examples == sorted_order.examples(number).tolist()
+    assert sorted(examples) == sorted(plain.example(position) for position in positions)
+
+
+def test_a_slice_of_a_global_batch_comes_from_few_shards():
+    order = EpochOrder([100] * 64, 0, "ava", 16, 64)
+    shards = order.examples(3).reshape(8, 8) // 100  # [ranks, clips of a rank]
+    assert len(np.unique(shards)) == 16
+    assert max(len(np.unique(rank)) for rank in shards) <= 5
+    # Without replacement, and from all of the window: neither sorting nor slicing thins out the batch.
+    assert len(np.unique(order.examples(3))) == 64
 
 
 @given(counts, st.integers(1, 6))
@@ -74,9 +105,23 @@ def test_survives_pickling():
     assert pickle.loads(pickle.dumps(order)).example(13) == order.example(13)  # noqa: S301 - made one line above
 
 
-def test_empty_tasks_are_refused():
-    with pytest.raises(ValueError, match="no examples"):
-        EpochOrder([0, 0], 0, "ava", 1)
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [(([0, 0], 0, "ava", 1), "no examples"), (([1], 0, "ava", 0), "window"), (([1], 0, "ava", 1, 0), "batch")],
+)
+def test_senseless_orders_are_refused(arguments, reason):
+    with pytest.raises(ValueError, match=reason):
+        EpochOrder(*arguments)
+
+
+def test_a_far_position_costs_as_little_as_a_near_one(monkeypatch):
+    """Counted, not timed: how many places are permuted for a batch."""
+    permuted = []
+    monkeypatch.setattr(order_module, "permute", lambda places, *rest: permuted.append(len(places)) or places)
+    order = EpochOrder([1000] * 300, 0, "far", 16, 128)
+    for position in (0, 10**12):
+        order.example(position)
+    assert permuted == [300, 128, 300, 128]
 
 
 KNOWN_KEY = 14626261515627657984
