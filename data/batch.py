@@ -76,6 +76,7 @@ class Batch:
         box_clip: localisation: int64 [K], which of the B clips a box belongs to, ascending.
         infos: localisation in evaluation: one for each clip; otherwise empty.
         substitutes: samples that could not be used while this batch was put together.
+        counts: what loading this batch cost (see data/counters.py).
     """
 
     task: str
@@ -87,6 +88,7 @@ class Batch:
     box_clip: Tensor | None = None
     infos: list[ExampleInfo] = field(default_factory=list)
     substitutes: list[Substitute] = field(default_factory=list)
+    counts: dict[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Number of clips."""

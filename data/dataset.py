@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from data import augment, sampling
 from data.batch import PADDING, Example, ExampleInfo, Substitute
+from data.counters import count, timed
 from data.decode import DecodeError, decode
 from data.errors import UserError
 from data.sample_json import Keyframe, SampleError, class_label, frame_count, read_keyframe, sample_key
@@ -161,6 +162,14 @@ def load_example(task: TaskData, example: int, rng: np.random.Generator | None =
         raise BadSample(key, " ".join(str(error).split())) from error
 
 
+@timed("read_s")
+def _read_video(shards: ShardSet, example: int) -> bytes:
+    video = shards.read_video(example)
+    count(read_bytes=len(video))
+    return video
+
+
+@timed("read_s")
 def _read_json(shards: ShardSet, example: int) -> dict[str, Any]:
     try:
         return shards.read_json(example)
@@ -181,7 +190,7 @@ def _classify(
         indices = sampling.segments(frames, view.num_frames, rng)
     else:
         indices = sampling.dense(frames, view.num_frames, view.stride, rng)
-    pixels = decode(task.shards.read_video(example), indices, frames)
+    pixels = decode(_read_video(task.shards, example), indices, frames)
     height, width = pixels.shape[-2:]
     if rng is None:
         crop = augment.centre_square(height, width)
@@ -200,7 +209,7 @@ def _localise(
 ) -> Example:
     view, frames, classes = task.view, frame_count(sample), len(task.shards.manifest.classes)
     indices = sampling.around_keyframe(frames, keyframe.frame, view.num_frames, view.stride)
-    pixels = decode(task.shards.read_video(example), indices, frames)
+    pixels = decode(_read_video(task.shards, example), indices, frames)
     height, width = pixels.shape[-2:]
     if rng is None:
         crop = augment.whole_frame(height, width)
@@ -228,6 +237,7 @@ def _localise(
     )
 
 
+@timed("view_s")
 def _cut(pixels: Tensor, crop: augment.Crop, view: ViewConfig, rng: np.random.Generator | None) -> Tensor:
     """uint8 [T, 3, H, W] -> uint8 [3, T, image_size, image_size]."""
     clip = crop.apply(pixels, view.image_size)

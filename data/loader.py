@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data.batch import PADDING, Batch, Example, collate
+from data.counters import count, take, timed
 from data.dataset import EvalDataset, MixtureDataset, TaskData
 from data.decode import require_ffmpeg
 from data.errors import UserError
@@ -134,10 +135,11 @@ class _Reporting(Dataset[Example | UserError]):
         self.dataset = dataset
 
     def __getitem__(self, index: Any) -> Example | UserError:
-        try:
-            return self.dataset[index]
-        except UserError as error:
-            return error
+        with timed("load_s"):
+            try:
+                return self.dataset[index]
+            except UserError as error:
+                return error
 
 
 def _collate(examples: Sequence[Example | UserError]) -> Batch | UserError:
@@ -146,20 +148,25 @@ def _collate(examples: Sequence[Example | UserError]) -> Batch | UserError:
         if isinstance(example, UserError):
             return example
         usable.append(example)
-    batch = collate(usable)
-    if get_worker_info() is None:
-        return batch
-    try:
-        # Otherwise a thread of the worker does this while it sends, and where it fails there the run waits for ever.
-        return batch.share_memory_()
-    except RuntimeError as error:
-        return UserError(
-            f"no room in shared memory for a batch ({error}): lower `workers`, or give the container more (docker run"
-            " --shm-size)"
-        )
+    with timed("send_s"):
+        batch = collate(usable)
+        if get_worker_info() is not None:
+            try:
+                # Otherwise a thread of the worker does this while it sends, and where it fails there the run waits for
+                # ever.
+                batch = batch.share_memory_()
+            except RuntimeError as error:
+                return UserError(
+                    f"no room in shared memory for a batch ({error}): lower `workers`, or give the container more"
+                    " (docker run --shm-size)"
+                )
+    count(clips=sum(example != PADDING for example in batch.examples.tolist()), substitutes=len(batch.substitutes))
+    batch.counts = take()
+    return batch
 
 
 def _start_worker(_: int) -> None:
+    take()  # what the process that it was forked from had counted
     threading.Thread(target=_end_when_told, daemon=True).start()
 
 

@@ -57,6 +57,7 @@ def train(
         waited = time.monotonic() - began
         weights, stopping = agree(step, batches, by_name, rank, stop.name is not None)
         ledger.add(step, batches)
+        log.loaded(batches)
 
         # Dropout is a function of the step, so that a resumed run goes on as the first one would have.
         torch.manual_seed(make_key(recipe.seed, "dropout", step, rank.index))
