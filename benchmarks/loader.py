@@ -2,8 +2,8 @@
 
     python -m benchmarks.loader [--videos DIR] [--cores 2] [--clips 64] [--repeats 5]
 
-Everyone gives batches of 32 frames at stride 2, cut to 224x224 by the random resized crop, from as many workers as there
-are cores. The shards are packed from the same files by shard_tools/pack_kinetics.py at its defaults; the limit is
+Everyone gives batches of 32 frames at stride 2, cut to 224x224 by the random resized crop, from as many workers as
+there are cores. The shards are packed from the same files by shard_tools/pack_kinetics.py at its defaults; the limit is
 ffmpeg, one process per core, which decodes spans of the packed clips and throws the frames away. Rounds alternate, and
 medians count. Peers that are not installed (requirements-bench.txt) are left out.
 """
@@ -98,7 +98,8 @@ def pack(videos: list[Path], scratch: Path) -> ShardSet:
     table = scratch / "train.csv"
     rows = [f"any,{video.name[:11]},0,10,train" for video in videos]
     table.write_text("\n".join(["label,youtube_id,time_start,time_end,split", *rows]) + "\n")
-    command = [sys.executable, PROJECT / "shard_tools" / "pack_kinetics.py", "--annotations", table, "--videos"]
+    command: list[str | Path] = [sys.executable, PROJECT / "shard_tools" / "pack_kinetics.py"]
+    command += ["--annotations", table, "--videos"]
     command += [videos[0].parent.parent, "--out", scratch / "shards", "--split", "train"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

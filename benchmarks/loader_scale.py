@@ -4,8 +4,8 @@
 
 Writes index files and manifests of the real sets' sizes (no videos), opens them as a run does, and follows every rank
 through a part of the run: which shards it reads, and which of its reads a node's cache of whole shards, evicted by age
-of last use, would have answered. Bytes per sample are drawn around what the packers' defaults give. A run without
-sorted global batches is followed beside it.
+of last use, would have answered. Bytes per sample are drawn around what the packers' defaults give. Beside it, the same
+for a plain shuffle of each window, whose batches have no columns.
 """
 
 import argparse
@@ -152,10 +152,7 @@ def follow(
     for step in range(start, start + steps):
         for task, (order, shards) in enumerate(zip(streams, sets.values(), strict=True)):
             batch = wanted.tasks[list(sets)[task]].batch
-            if sort:
-                examples = order.examples(step)
-            else:
-                examples = np.array([order.example(position) for position in range(step * batch, (step + 1) * batch)])
+            examples = order.examples(np.arange(step * batch, (step + 1) * batch))
             shard = np.searchsorted(order._first, examples, side="right") - 1
             ranks = np.repeat(np.arange(world), batch // world)
             touched[task][ranks, shard] = True
@@ -191,23 +188,20 @@ def locality(sets: dict[str, ShardSet], arguments: argparse.Namespace) -> None:
     clips = sum(-(-batch // world) for batch in BATCHES)
     steps = max(round(arguments.hours * 3600 * arguments.clips_per_second / clips), 1)
     print(
-        f"  {arguments.hours} h at {arguments.clips_per_second:g} clips/s a rank are {steps} steps of {clips} clips a rank;"
-        f" nodes of {GPUS_PER_NODE} ranks, cache {arguments.cache_gb:g} GB a node; per hour:"
+        f"  {arguments.hours:g} h at {arguments.clips_per_second:g} clips/s a rank: {steps} steps of {clips} clips each"
+        f" ({steps * clips * world / 1e6:.1f} million clips);\n  nodes of {GPUS_PER_NODE} ranks, cache"
+        f" {arguments.cache_gb:g} GB a node"
     )
     print(
         f"  {'window':>8}{'batch':>10}{'shards/rank':>13}{'most':>7}{'hit rate':>10}{'GB/node':>9}{'read / used':>13}"
     )
     for sort in (True, False):
         for window in arguments.windows:
-            # Without the sort every example is a call: fewer steps tell enough.
-            own = steps if sort else min(steps, 60)
-            told = follow(sets, world, window, sort, own, arguments.cache_gb * 1e9, arguments.nodes)
-            hourly = steps / own / arguments.hours
+            told = follow(sets, world, window, sort, steps, arguments.cache_gb * 1e9, arguments.nodes)
+            hourly = 1 / arguments.hours
             print(
-                f"  {window:>8}{'sorted' if sort else 'unsorted':>10}{told['shards'] * (hourly if sort else 1):>13.0f}"
-                f"{told['most'] * (hourly if sort else 1):>7.0f}{told['hit_rate']:>10.4f}"
-                f"{told['fetched_gb'] * hourly:>9.0f}{told['amplification']:>13.1f}"
-                + ("" if sort else f"   ({own} steps; shards not scaled)")
+                f"  {window:>8}{'columns' if sort else 'plain':>10}{told['shards']:>13.0f}{told['most']:>7.0f}"
+                f"{told['hit_rate']:>10.4f}{told['fetched_gb'] * hourly:>14.0f}{told['amplification']:>13.1f}"
             )
 
 
@@ -240,10 +234,8 @@ def large_index(folder: Path) -> None:
     worker.start()
     private = pipe.recv()
     worker.join()
-    print(
-        f"  10,000 shards, 10 million examples: opened, and the first example found, in {opened:.2f} s; at step 1,000,000"
-    )
-    print(f"  in {1e3 * far:.1f} ms more ({first['shard']} and {last['shard']} are their shards)")
+    print(f"  10,000 shards, 10 million examples: opened, and the first example found, in {opened:.2f} s;")
+    print(f"  that of step 1,000,000 in {1e3 * far:.1f} ms more (shards {first['shard']} and {last['shard']})")
     print(
         f"  resident after reading all of the index: {after - before:.0f} MB more, mapped and shared by all processes"
     )

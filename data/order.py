@@ -7,8 +7,9 @@ from functools import lru_cache
 
 import numpy as np
 
-ROUNDS = 4
-"""Luby and Rackoff, 1988: four Feistel rounds of a pseudo-random function give a strong pseudo-random permutation."""
+ROUNDS = 6
+"""Four Feistel rounds of a pseudo-random function give a strong pseudo-random permutation (Luby and Rackoff, 1988); in
+ranges of a few numbers, as columns of a window are, two more even out how often each permutation comes."""
 
 _CHUNK = 8192  # places at a time: few enough that the work stays in the processor's cache
 
@@ -28,17 +29,16 @@ def mix(values: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def permute(places: np.ndarray, size: int, key: int) -> np.ndarray:
-    """The elements at `places` of a pseudo-random permutation of range(size) that `key` chooses.
+def permute(places: np.ndarray, size: int, key: int | np.ndarray) -> np.ndarray:
+    """The elements at `places` of a pseudo-random permutation of range(size) that a key chooses.
 
     A Feistel network on pairs of numbers whose ranges multiply to `size` or little more (Black and Rogaway, "Ciphers
     with arbitrary finite domains", 2002). A result outside of the range is sent through again ("cycle walking"), which
-    ends because the network is a bijection, and is rare: no more than about one in sqrt(size) is outside. So it is
-    O(1) a place.
+    ends because the network is a bijection, and is rare in all but the smallest ranges. So it is O(1) a place.
 
     Args:
         places: int64 [n], in range(size).
-        key: 64 bits.
+        key: 64 bits; or uint64 [n], a key for each place.
 
     Returns:
         int64 [n].
@@ -48,27 +48,27 @@ def permute(places: np.ndarray, size: int, key: int) -> np.ndarray:
     """
     if len(places) and not 0 <= places.min() <= places.max() < size:
         raise ValueError(f"places from {places.min()} to {places.max()} are outside of range({size})")
-    if len(places) > _CHUNK:
-        parts = (places[start : start + _CHUNK] for start in range(0, len(places), _CHUNK))
-        return np.concatenate([permute(part, size, key) for part in parts])
+    keys = np.broadcast_to(np.asarray(key, dtype=np.uint64), places.shape)
     width = math.isqrt(max(size - 1, 0)) + 1
     height = -(-size // width)
-    keys = mix(np.uint64(key) ^ mix(np.arange(ROUNDS, dtype=np.uint64)))
-    found = _feistel(places.astype(np.uint64), width, height, keys)
+    found, parts = np.empty(len(places), dtype=np.uint64), range(0, len(places), _CHUNK)
+    for part in (slice(start, start + _CHUNK) for start in parts):
+        found[part] = _feistel(places[part].astype(np.uint64), width, height, keys[part])
     outside = np.flatnonzero(found >= size)
     while len(outside):
-        found[outside] = _feistel(found[outside], width, height, keys)
+        found[outside] = _feistel(found[outside], width, height, keys[outside])
         outside = outside[found[outside] >= size]
     return found.astype(np.int64)
 
 
 def _feistel(values: np.ndarray, width: int, height: int, keys: np.ndarray) -> np.ndarray:
-    """One pass through the network, a bijection of range(width * height), with a round for each key."""
+    """One pass through the network, a bijection of range(width * height)."""
     left, right = np.divmod(values, np.uint64(height))
     here, there = np.uint64(width), np.uint64(height)
-    for key in keys:
+    for _ in range(ROUNDS):
+        keys = mix(keys)
         # Half of the 64 bits' range, so that the sum cannot run over.
-        left, right = right, (left + (mix(key ^ right) >> np.uint64(1))) % here
+        left, right = right, (left + (mix(keys ^ right) >> np.uint64(1))) % here
         here, there = there, here
     joined: np.ndarray = left * np.uint64(height) + right
     return joined
@@ -77,10 +77,10 @@ def _feistel(values: np.ndarray, width: int, height: int, keys: np.ndarray) -> n
 class EpochOrder:
     """The order in which a task meets its examples: every example once an epoch, another order in each epoch.
 
-    An epoch is a shuffle of the shards, cut into windows of `window` shards, and a shuffle of the examples inside of
-    each window. So reads stay within a few shards at a time, and neighbours in a step come from all of a window.
-    The examples of one global batch, whose order no gradient depends on, stand sorted by their place in the window:
-    a rank's slice of them then comes from few shards, whatever the number of ranks.
+    An epoch is a shuffle of the shards, cut into windows of `window` shards. The n examples of a window are shared out
+    among the places of a global batch: place j draws, without replacement and in random order, from the j-th of `batch`
+    equal parts of the window. So every batch holds a sample of all of the window, each shard in proportion; and a rank,
+    which takes neighbouring places, reads from a `1 / world` part of the window alone, whatever the number of ranks.
 
     Args:
         shard_examples: number of examples of each shard.
@@ -109,42 +109,62 @@ class EpochOrder:
 
     def example(self, position: int) -> int:
         """The example (row of the index) at `position` of the task's endless stream, counted from 0."""
-        number, place = divmod(position, self.batch)
-        return int(_batch(self, number)[place])
+        return int(self.examples(np.array([position]))[0])
 
-    def examples(self, number: int) -> np.ndarray:
-        """int64 [batch]: the examples of global batch `number`, counted from 0."""
-        epochs, places = np.divmod(np.arange(number * self.batch, (number + 1) * self.batch), self.size)
-        return np.concatenate([self._sorted(int(epoch), places[epochs == epoch]) for epoch in np.unique(epochs)])
+    def examples(self, positions: np.ndarray) -> np.ndarray:
+        """The examples at int64 positions [n]: int64 [n]."""
+        found = np.empty_like(positions)
+        epochs = positions // self.size
+        for epoch in np.unique(epochs).tolist():
+            shards, starts = _epoch(self, epoch)
+            own = epochs == epoch
+            places = self._shuffled(epoch, positions[own], starts)
+            shard = np.searchsorted(starts, places, side="right") - 1
+            found[own] = self._first[shards[shard]] + places - starts[shard]
+        return found
 
-    def _sorted(self, epoch: int, places: np.ndarray) -> np.ndarray:
-        """The examples at some places of an epoch, sorted by where they lie in the epoch's order of shards."""
-        shards, starts = _epoch(self, epoch)
-        windows = (np.searchsorted(starts, places, side="right") - 1) // self.window
-        shuffled = np.empty_like(places)
+    def _shuffled(self, epoch: int, positions: np.ndarray, starts: np.ndarray) -> np.ndarray:
+        """Where in the epoch's order of shards the examples of some of its positions lie."""
+        begin = epoch * self.size
+        windows = (np.searchsorted(starts, positions - begin, side="right") - 1) // self.window
+        places = np.empty_like(positions)
         for window in np.unique(windows).tolist():
-            begin = window * self.window
-            low, high = int(starts[begin]), int(starts[min(begin + self.window, len(shards))])
+            shard = window * self.window
+            low, high = int(starts[shard]), int(starts[min(shard + self.window, len(starts) - 1)])
+            key = make_key(self.seed, self.task, epoch, "window", shard)
             own = windows == window
-            key = make_key(self.seed, self.task, epoch, "window", begin)
-            shuffled[own] = low + permute(places[own] - low, high - low, key)
-        shuffled.sort()
-        shard = np.searchsorted(starts, shuffled, side="right") - 1
-        examples: np.ndarray = self._first[shards[shard]] + shuffled - starts[shard]
-        return examples
+            places[own] = low + self._shuffled_window(positions[own], begin + low, begin + high, key)
+        return places
 
-    # The caches are keyed by the order itself, so equal orders share their entries.
+    def _shuffled_window(self, positions: np.ndarray, low: int, high: int, key: int) -> np.ndarray:
+        """Places in a window of the positions low to high - 1.
+
+        The place of a position in its batch is its column, and the positions of a column, a batch apart, are a run of
+        neighbouring places in a random order. Columns differ in length by one at most, since the window begins and
+        ends anywhere in a batch.
+        """
+        (first_batch, before), (last_batch, after) = divmod(low, self.batch), divmod(high, self.batch)
+        row, column = np.divmod(positions, self.batch)
+        row = row - first_batch - (column < before)
+        length = last_batch - first_batch + (column < after).astype(np.int64) - (column < before)
+        start = column * (last_batch - first_batch) + np.minimum(column, after) - np.minimum(column, before)
+        keys = mix(mix(column.astype(np.uint64)) ^ np.uint64(key))
+        shuffled = np.empty_like(positions)
+        for size in np.unique(length).tolist():
+            own = length == size
+            shuffled[own] = permute(row[own], size, keys[own])
+        places: np.ndarray = start + shuffled
+        return places
+
+    # The cache of epochs is keyed by the order itself, so equal orders share their entries.
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, EpochOrder):
             return NotImplemented
-        return self._settings == other._settings and np.array_equal(self.counts, other.counts)
+        same = (self.seed, self.task) == (other.seed, other.task)
+        return same and np.array_equal(self.counts, other.counts)
 
     def __hash__(self) -> int:
-        return hash((*self._settings, self.size))
-
-    @property
-    def _settings(self) -> tuple[int, str, int, int]:
-        return self.seed, self.task, self.window, self.batch
+        return hash((self.seed, self.task, self.size))
 
 
 @lru_cache(maxsize=32)
@@ -153,9 +173,3 @@ def _epoch(order: EpochOrder, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     count = len(order.counts)
     shards = permute(np.arange(count), count, make_key(order.seed, order.task, epoch, "shards"))
     return shards, np.concatenate([[0], np.cumsum(order.counts[shards])])
-
-
-@lru_cache(maxsize=64)
-def _batch(order: EpochOrder, number: int) -> np.ndarray:
-    """A worker asks for the clips of a global batch one by one."""
-    return order.examples(number)

@@ -138,7 +138,7 @@ def micro_steps(plan: Sequence[TaskStep], micro: Sequence[int], rank: int, world
 
     Rank r takes the r-th of `world` equal parts of a task's positions, and cuts it into micro-steps; one rank after
     the other, their positions are the plan, whatever the numbers of ranks and clips. So a rank's clips are neighbours
-    in the global batch, which lies sorted by shard.
+    in the global batch, and come from few shards (see EpochOrder).
     """
     result = []
     for part in plan:

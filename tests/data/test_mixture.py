@@ -67,15 +67,15 @@ def merged(ranks: list[list[Batch]], steps: int) -> list[tuple]:
                 # Each rank has equally many batches in each step.
                 share = batches[step * len(batches) // steps : (step + 1) * len(batches) // steps]
                 own += [batch for batch in share if batch.task == task]
-            parts = [own, [batch for batch in own if batch.boxes is not None]]
+            boxes = [batch.boxes for batch in own if batch.boxes is not None]
             result.append(
                 (
                     task,
                     [key for batch in own for key in batch.keys],
                     [(bad.key, bad.reason) for batch in own for bad in batch.substitutes],
-                    torch.cat([batch.clips for batch in parts[0]]),
-                    torch.cat([batch.labels for batch in parts[0]]),
-                    torch.cat([batch.boxes for batch in parts[1]]) if parts[1] else None,
+                    torch.cat([batch.clips for batch in own]),
+                    torch.cat([batch.labels for batch in own]),
+                    torch.cat(boxes) if boxes else None,
                     [len(batch.keys) for batch in own][:1],
                 )
             )

@@ -1,6 +1,8 @@
 """The order of examples: a permutation every epoch, local reads, the same everywhere."""
 
+import math
 import pickle
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -48,32 +50,57 @@ def test_permute_refuses_a_place_outside(place):
 def test_every_example_once_an_epoch(shards, seed, window, epoch, batch):
     order = EpochOrder(shards, seed, "ava", window, batch)
     start = epoch * order.size
-    assert sorted(order.example(start + place) for place in range(order.size)) == list(range(order.size))
+    assert sorted(order.examples(np.arange(start, start + order.size))) == list(range(order.size))
 
 
-@given(counts, st.integers(0, 5), st.integers(1, 6), st.integers(1, 40), st.integers(0, 10**12))
-def test_a_global_batch_is_the_same_examples_sorted(shards, seed, window, batch, number):
-    sorted_order, plain = EpochOrder(shards, seed, "ava", window, batch), EpochOrder(shards, seed, "ava", window)
-    positions = range(number * batch, (number + 1) * batch)
-    examples = [sorted_order.example(position) for position in positions]
-    assert examples == sorted_order.examples(number).tolist()
-    assert sorted(examples) == sorted(plain.example(position) for position in positions)
+@given(counts, st.integers(0, 5), st.integers(1, 6), st.integers(1, 40), st.lists(st.integers(0, 10**12), max_size=9))
+def test_a_position_holds_the_same_whoever_asks(shards, seed, window, batch, positions):
+    order = EpochOrder(shards, seed, "ava", window, batch)
+    assert order.examples(np.array(positions, dtype=np.int64)).tolist() == [order.example(p) for p in positions]
 
 
-def test_a_slice_of_a_global_batch_comes_from_few_shards():
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_every_small_permutation_comes_about_equally_often(size):
+    seen = Counter(tuple(permute(np.arange(size), size, make_key("small", key))) for key in range(2400))
+    expected = 2400 / math.factorial(size)
+    assert len(seen) == math.factorial(size)
+    assert all(abs(count / expected - 1) < 0.4 for count in seen.values())
+
+
+def test_a_batch_holds_each_shard_of_its_window_in_proportion():
     order = EpochOrder([100] * 64, 0, "ava", 16, 64)
-    shards = order.examples(3).reshape(8, 8) // 100  # [ranks, clips of a rank]
-    assert len(np.unique(shards)) == 16
-    assert max(len(np.unique(rank)) for rank in shards) <= 5
-    # Without replacement, and from all of the window: neither sorting nor slicing thins out the batch.
-    assert len(np.unique(order.examples(3))) == 64
+    for number in range(100):
+        examples = order.examples(np.arange(number * 64, (number + 1) * 64))
+        assert set(np.bincount(examples // 100, minlength=64)) == {0, 4}
+
+
+@pytest.mark.parametrize("shards", [[100] * 64, [83, 120, 97, 101] * 16])
+def test_a_rank_reads_from_its_part_of_a_window_alone(shards):
+    """8 ranks and windows of 16 shards: two shards a rank and window, and those that lie on a border."""
+    world, batch, windows = 8, 64, 4
+    order = EpochOrder(shards, 0, "ava", 16, batch)
+    owner = np.repeat(np.arange(64), shards)
+    positions = np.arange(sum(shards) // batch * batch).reshape(-1, world, batch // world)
+    for rank in range(world):
+        touched = np.unique(owner[order.examples(positions[:, rank].ravel())])
+        assert len(touched) <= windows * 4
+
+
+def test_neighbours_in_a_shard_are_scattered_over_the_window():
+    order = EpochOrder([100] * 64, 0, "ava", 16, 64)
+    window = order.examples(np.arange(1600))
+    place = np.empty(6400, dtype=int)
+    place[window] = np.arange(1600) // 64
+    shards = np.unique(window // 100)
+    apart = np.concatenate([np.abs(np.diff(place[shard * 100 : (shard + 1) * 100])) for shard in shards])
+    assert abs(apart.mean() / 25 - 1 / 3) < 0.05  # in batches: mean distance of two uniform draws of 25
 
 
 @given(counts, st.integers(1, 6))
 def test_a_window_touches_only_its_shards(shards, window):
     order = EpochOrder(shards, 0, "ava", window)
     owner = [shard for shard, count in enumerate(shards) for _ in range(count)]
-    visits = [owner[order.example(place)] for place in range(order.size)]
+    visits = [owner[example] for example in order.examples(np.arange(order.size))]
     spans = {shard: (visits.index(shard), len(visits) - 1 - visits[::-1].index(shard)) for shard in set(visits)}
     for place in range(order.size):
         assert sum(first <= place <= last for first, last in spans.values()) <= window
@@ -82,7 +109,7 @@ def test_a_window_touches_only_its_shards(shards, window):
 def test_orders_differ_by_epoch_seed_and_task():
     shards = [50] * 20
     orders = {
-        name: [order.example(start + place) for place in range(1000)]
+        name: order.examples(np.arange(start, start + 1000)).tolist()
         for name, order, start in [
             ("base", EpochOrder(shards, 0, "a", 4), 0),
             ("epoch", EpochOrder(shards, 0, "a", 4), 1000),
@@ -96,7 +123,7 @@ def test_orders_differ_by_epoch_seed_and_task():
 def test_known_values_stay():
     """Resuming a run with a newer version must not reshuffle it."""
     assert make_key(0, "ava", 3) == KNOWN_KEY
-    order = EpochOrder([3, 5, 2], 7, "ava", 2)
+    order = EpochOrder([3, 5, 2], 7, "ava", 2, 4)
     assert [order.example(position) for position in range(20)] == KNOWN_ORDER
 
 
@@ -117,12 +144,17 @@ def test_senseless_orders_are_refused(arguments, reason):
 def test_a_far_position_costs_as_little_as_a_near_one(monkeypatch):
     """Counted, not timed: how many places are permuted for a batch."""
     permuted = []
-    monkeypatch.setattr(order_module, "permute", lambda places, *rest: permuted.append(len(places)) or places)
+
+    def counting(places, *rest):
+        permuted.append(len(places))
+        return places
+
+    monkeypatch.setattr(order_module, "permute", counting)
     order = EpochOrder([1000] * 300, 0, "far", 16, 128)
     for position in (0, 10**12):
         order.example(position)
-    assert permuted == [300, 128, 300, 128]
+    assert permuted == [300, 1, 300, 1]
 
 
 KNOWN_KEY = 14626261515627657984
-KNOWN_ORDER = [9, 1, 8, 0, 2, 7, 4, 3, 6, 5, 8, 4, 5, 3, 9, 7, 6, 2, 1, 0]
+KNOWN_ORDER = [1, 2, 8, 9, 0, 4, 6, 7, 3, 5, 0, 1, 4, 5, 7, 2, 3, 6, 8, 9]
