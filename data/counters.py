@@ -2,7 +2,7 @@
 
 Counts are sums and may be added up over batches, workers and ranks. Their names:
 
-    clips, padded_clips             clips loaded; those that repeat a frame because the video is too short
+    clips, padded_clips             clips loaded; those that repeat border frames because the video is too short
     substitutes                     samples that could not be used
     load_s                          seconds of a worker for all of a clip, of which
     read_s, decode_s, view_s        reading, decoding, and cutting out and augmenting the view

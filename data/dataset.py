@@ -191,6 +191,7 @@ def _classify(
     else:
         indices = sampling.dense(frames, view.num_frames, view.stride, rng)
     pixels = decode(_read_video(task.shards, example), indices, frames)
+    _count_padding(indices, 1 if view.sampling == "segments" else view.stride)
     height, width = pixels.shape[-2:]
     if rng is None:
         crop = augment.centre_square(height, width)
@@ -210,6 +211,7 @@ def _localise(
     view, frames, classes = task.view, frame_count(sample), len(task.shards.manifest.classes)
     indices = sampling.around_keyframe(frames, keyframe.frame, view.num_frames, view.stride)
     pixels = decode(_read_video(task.shards, example), indices, frames)
+    _count_padding(indices, view.stride)
     height, width = pixels.shape[-2:]
     if rng is None:
         crop = augment.whole_frame(height, width)
@@ -235,6 +237,11 @@ def _localise(
         boxes=torch.from_numpy(boxes.astype(np.float32)),
         info=info,
     )
+
+
+def _count_padding(indices: np.ndarray, step: int) -> None:
+    """Counts a clip whose frames are somewhere closer to each other than `step`: its video was too short."""
+    count(padded_clips=bool((np.diff(indices) < step).any()))
 
 
 @timed("view_s")

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.counters import count, timed
+from data.counters import timed
 from data.errors import UserError
 
 MAX_CLIP_BYTES = 2**31
@@ -62,7 +62,6 @@ def decode(video: bytes, indices: np.ndarray, frames: int) -> Tensor:
         raise
     except (RuntimeError, ValueError, IndexError, TypeError, AssertionError, OSError) as error:
         raise DecodeError(f"cannot be decoded: {decoder_reason(error)}") from error
-    count(padded_clips=len(distinct) < len(indices))
     return clip if len(distinct) == len(indices) else clip[torch.from_numpy(places)]
 
 

@@ -216,7 +216,7 @@ def _check_keys(raw: Any, schema: Any, where: str, prefix: str, strict: bool, ta
     types = get_type_hints(schema)
     for key, value in raw.items():
         if key not in types:
-            if strict or difflib.get_close_matches(str(key), types, n=1, cutoff=0.8):
+            if strict or difflib.get_close_matches(str(key), types, n=1, cutoff=0.75):
                 raise _unknown(f"{prefix}{key}", key, list(types), where)
             continue
         kind = types[key]

@@ -118,14 +118,14 @@ def agree(
 
 
 class Ledger:
-    """Counts the clips that could not be read, lists each once in RUN/bad_clips.jsonl, and ends the run when there are
-    too many."""
+    """Counts the clips that could not be read, lists each once in RUN/bad_clips.jsonl, also over interruptions, and
+    ends the run when there are too many."""
 
     def __init__(self, recipe: Recipe, rank: Rank, log: RunLog) -> None:
         self.path, self.most = Path(recipe.out) / "bad_clips.jsonl", recipe.max_bad_share
         self.rank, self.log = rank, log
         self.seen, self.bad = 0, 0
-        self.listed: set[tuple[str, str]] = set()
+        self.listed = _listed(self.path)
 
     def add(self, step: int, batches: list[Batch]) -> None:
         """Takes in the batches of optimizer step `step`.
@@ -158,3 +158,15 @@ class Ledger:
         bad, seen = (sum(counts) for counts in zip(*self.rank.gather((self.bad, self.seen)), strict=True))
         if bad:
             self.log.say(f"{bad} of {seen} clips could not be read and were replaced: see {self.path}")
+
+
+def _listed(path: Path) -> set[tuple[str, str]]:
+    """(task, key) of the clips that a ledger lists; a line that is none of its own is passed over."""
+    found = set()
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            entry = json.loads(line)
+            found.add((entry["task"], entry["key"]))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
