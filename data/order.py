@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -123,6 +123,37 @@ class EpochOrder:
             found[own] = self._first[shards[shard]] + places - starts[shard]
         return found
 
+    def window_at(self, position: int) -> tuple[int, int]:
+        """The window that `position` lies in: its epoch, and its number in the epoch."""
+        epoch, place = divmod(position, self.size)
+        _, starts = _epoch(self, epoch)
+        return epoch, (int(np.searchsorted(starts, place, side="right")) - 1) // self.window
+
+    def windows_from(self, epoch: int, number: int, first: int = 0, last: int | None = None) -> Iterator[list[int]]:
+        """The shards of a window that places `first` to `last` of global batches (default: all) read, those of the
+        window after it, and so on without end: what a reader of these places will need next."""
+        last = self.batch - 1 if last is None else last
+        while True:
+            shards, starts = _epoch(self, epoch)
+            for begin in range(number * self.window, len(shards), self.window):
+                low, high = int(starts[begin]), int(starts[min(begin + self.window, len(shards))])
+                ends = self._column_starts(
+                    np.array([first, last + 1]), epoch * self.size + low, epoch * self.size + high
+                )
+                near, far = (low + ends).tolist()
+                # Where the window is shorter than a batch, a place of it may read nothing; and a shard may be empty.
+                part = (starts[1:] > near) & (starts[:-1] < far) & (starts[1:] > starts[:-1]) & (near < far)
+                yield shards[part].tolist()
+            epoch, number = epoch + 1, 0
+
+    def _column_starts(self, columns: np.ndarray, low: int, high: int) -> np.ndarray:
+        """Where columns begin in the window of positions low to high - 1 (see `_shuffled_window`)."""
+        (first_batch, before), (last_batch, after) = divmod(low, self.batch), divmod(high, self.batch)
+        starts: np.ndarray = (
+            columns * (last_batch - first_batch) + np.minimum(columns, after) - np.minimum(columns, before)
+        )
+        return starts
+
     def _shuffled(self, epoch: int, positions: np.ndarray, starts: np.ndarray) -> np.ndarray:
         """Where in the epoch's order of shards the examples of some of its positions lie."""
         begin = epoch * self.size
@@ -147,14 +178,12 @@ class EpochOrder:
         row, column = np.divmod(positions, self.batch)
         row = row - first_batch - (column < before)
         length = last_batch - first_batch + (column < after).astype(np.int64) - (column < before)
-        start = column * (last_batch - first_batch) + np.minimum(column, after) - np.minimum(column, before)
         keys = mix(mix(column.astype(np.uint64)) ^ np.uint64(key))
         shuffled = np.empty_like(positions)
         for size in np.unique(length).tolist():
             own = length == size
             shuffled[own] = permute(row[own], size, keys[own])
-        places: np.ndarray = start + shuffled
-        return places
+        return self._column_starts(column, low, high) + shuffled
 
     # The cache of epochs is keyed by the order itself, so equal orders share their entries.
     def __eq__(self, other: object) -> bool:

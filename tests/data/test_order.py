@@ -86,6 +86,25 @@ def test_a_rank_reads_from_its_part_of_a_window_alone(shards):
         assert len(touched) <= windows * 4
 
 
+@given(counts, st.integers(1, 6), st.integers(1, 40), st.integers(0, 3), st.data())
+def test_what_a_part_of_a_batch_reads_next_is_known(shards, window, batch, epoch, data):
+    order = EpochOrder(shards, 0, "ava", window, batch)
+    first = data.draw(st.integers(0, batch - 1))
+    last = data.draw(st.integers(first, batch - 1))
+    owner = np.repeat(np.arange(len(shards)), shards)
+    positions = np.arange(epoch * order.size, (epoch + 2) * order.size)
+    read: dict[tuple[int, int], set[int]] = {}
+    for position, example in zip(positions.tolist(), order.examples(positions).tolist(), strict=True):
+        part = read.setdefault(order.window_at(position), set())
+        if first <= position % batch <= last:
+            part.add(int(owner[example]))
+    for (epoch_of, number), touched in read.items():
+        assert set(next(order.windows_from(epoch_of, number, first, last))) == touched
+    ahead = order.windows_from(epoch, 0)
+    whole = [shard for _ in range(-(-len(shards) // window)) for shard in next(ahead)]
+    assert sorted(whole) == [shard for shard, count in enumerate(shards) if count]
+
+
 def test_neighbours_in_a_shard_are_scattered_over_the_window():
     order = EpochOrder([100] * 64, 0, "ava", 16, 64)
     window = order.examples(np.arange(1600))
