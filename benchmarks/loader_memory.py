@@ -18,7 +18,7 @@ from benchmarks.loader import Positions, machine, mixture, originals, pack
 from data.decode import require_ffmpeg
 from data.loader import train_loader
 
-WARM_UP = 0.1
+WARM_UP = 0.25
 """The share of the batches after which memory should be what it will be."""
 
 
