@@ -81,7 +81,7 @@ class Batch:
         box_clip: localisation: int64 [K], which of the B clips a box belongs to, ascending.
         infos: localisation in evaluation: one for each clip; otherwise empty.
         substitutes: samples that could not be used while this batch was put together.
-        padded: for each of the B clips, how many of its T frames repeat the frame before, as the video has no more.
+        counts: what loading this batch cost (see data/counters.py).
     """
 
     task: str
@@ -93,7 +93,7 @@ class Batch:
     box_clip: Tensor | None = None
     infos: list[ExampleInfo] = field(default_factory=list)
     substitutes: list[Substitute] = field(default_factory=list)
-    padded: list[int] = field(default_factory=list)
+    counts: dict[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -144,7 +144,6 @@ def collate(examples: Sequence[Example], share: bool = False) -> Batch:
         labels=torch.cat(labels) if boxes else torch.stack(labels),
         infos=[example.info for example in examples if example.info is not None],
         substitutes=[substitute for example in examples for substitute in example.substitutes],
-        padded=[example.padded for example in examples],
     )
     if boxes:
         counts = torch.tensor([len(rows) for rows in boxes])

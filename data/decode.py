@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.counters import timed
 from data.crop import Crop, CropRule
 from data.errors import UserError
 
@@ -95,6 +96,7 @@ def cut_in_decoder(crop: Crop, frames: int) -> bool:
     return crop.frame_width % 32 != 0 or frames * 3 * crop.frame_height * crop.frame_width > _FRESH_MEMORY
 
 
+@timed("decode_s")
 def _decode(video: bytes, indices: np.ndarray, frames: int, crop: Crop | None) -> Tensor:
     # Here and not above: the import fails without FFmpeg, and `require_ffmpeg` says it better.
     from torchcodec.decoders import VideoDecoder

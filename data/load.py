@@ -12,6 +12,7 @@ from data import sampling
 from data.augment import draw_augmentation
 from data.batch import Example, ExampleInfo, Substitute
 from data.boxes import iou
+from data.counters import timed
 from data.crop import square, whole_frame
 from data.decode import DecodeError, decode, decode_region
 from data.errors import UserError
@@ -97,7 +98,8 @@ class _Source:
         indices = self._indices(keyframe, rng)
         drawn = draw_augmentation(self.view, self.task.kind, rng)
         region, crop = decode_region(self._video(), indices, self.frames, drawn.crop, frame_size(self.sample))
-        clip = drawn.clip(region, crop, self.view.image_size)
+        with timed("view_s"):
+            clip = drawn.clip(region, crop, self.view.image_size)
         example = self._example(clip, torch.tensor(label), indices)
         if keyframe is not None:
             boxes, box_labels = _trained(keyframe, self.view)
@@ -121,7 +123,9 @@ class _Source:
             whole = decode(video, indices, self.frames)
             crops = [rule(*whole.shape[-2:]) for rule in rules]
             parts = [(crop.cut(whole), crop) for crop in crops]
-        examples = [self._example(crop.resize(region, self.view.image_size), label, indices) for region, crop in parts]
+        with timed("view_s"):
+            clips = [crop.resize(region, self.view.image_size) for region, crop in parts]
+        examples = [self._example(clip, label, indices) for clip in clips]
         if keyframe is not None:
             for example, (_, crop) in zip(examples, parts, strict=True):
                 example.info = info = _evaluated(keyframe, self.view)
@@ -145,14 +149,17 @@ class _Source:
             return sampling.segments(self.frames, view.num_frames, rng, times)
         return sampling.dense(self.frames, view.num_frames, view.stride, rng, times)
 
+    @timed("read_s")
     def _video(self) -> bytes:
         return self.task.shards.read_video(self.example)
 
     def _example(self, clip: Tensor, labels: Tensor, indices: np.ndarray) -> Example:
-        padded = sampling.repeated(indices)
+        localised, segments = self.task.kind == "localisation", self.view.sampling == "segments"
+        padded = sampling.padded(indices, 1 if segments and not localised else self.view.stride)
         return Example(self.task.name, self.key, self.example, clip, labels, padded=padded)
 
 
+@timed("read_s")
 def _read_json(shards: ShardSet, example: int) -> dict[str, Any]:
     try:
         return shards.read_json(example)

@@ -10,9 +10,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data.batch import PADDING, Batch, Example, collate
+from data.counters import count, take, timed
 from data.dataset import EvalDataset, MixtureDataset, TaskData
 from data.decode import require_ffmpeg
 from data.errors import UserError
+from data.storage import take_counts
 
 PREFETCH = 4
 """Batches that each worker keeps ready: tasks alternate, and a batch of one costs several times that of another."""
@@ -136,17 +138,15 @@ class _Reporting(Dataset[Example | UserError]):
         self.dataset = dataset
 
     def __getitem__(self, index: Any) -> Example | UserError:
-        try:
-            return self.dataset[index]
-        except UserError as error:
-            return error
+        return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[Any]) -> Sequence[Example | UserError]:
         """All of a batch at once, as torch's DataLoader asks for where it can: its examples may share work."""
-        try:
-            return self.dataset.__getitems__(indices)  # type: ignore[attr-defined]
-        except UserError as error:
-            return [error]
+        with timed("load_s"):
+            try:
+                return self.dataset.__getitems__(indices)  # type: ignore[attr-defined]
+            except UserError as error:
+                return [error]
 
 
 def _collate(examples: Sequence[Example | UserError]) -> Batch | UserError:
@@ -155,19 +155,30 @@ def _collate(examples: Sequence[Example | UserError]) -> Batch | UserError:
         if isinstance(example, UserError):
             return example
         usable.append(example)
-    if get_worker_info() is None:
-        return collate(usable)
-    try:
-        # Otherwise a thread of the worker does this while it sends, and where it fails there the run waits for ever.
-        return collate(usable, share=True).share_memory_()
-    except RuntimeError as error:
-        return UserError(
-            f"no room in shared memory for a batch ({error}): lower `workers`, or give the container more (docker run"
-            " --shm-size)"
-        )
+    with timed("send_s"):
+        if get_worker_info() is None:
+            batch = collate(usable)
+        else:
+            try:
+                # Otherwise a thread of the worker does this while it sends, and where it fails there the run waits for
+                # ever.
+                batch = collate(usable, share=True).share_memory_()
+            except RuntimeError as error:
+                return UserError(
+                    f"no room in shared memory for a batch ({error}): lower `workers`, or give the container more"
+                    " (docker run --shm-size)"
+                )
+    count(
+        clips=sum(example.example != PADDING for example in usable),
+        padded_clips=sum(example.padded > 0 for example in usable),
+        substitutes=len(batch.substitutes),
+    )
+    batch.counts = {**take(), **vars(take_counts())}
+    return batch
 
 
 def _start_worker(_: int) -> None:
+    take()  # what the process that it was forked from had counted; storage forgets its own
     threading.Thread(target=_end_when_told, daemon=True).start()
 
 

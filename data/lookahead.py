@@ -13,7 +13,9 @@ class Lookahead:
     """Follows the positions that this process is asked for, and tells the cache what comes after them.
 
     All processes of a machine are at about the same positions, so they want the same shards; whoever comes first
-    fetches one, and so they share the work. Local sets, and those that are read by range, need nothing of this.
+    fetches one, and so they share the work. A process takes the same places of every global batch, and of a window only
+    the shards that these places read (see `EpochOrder`). Local sets, and those that are read by range, need nothing of
+    this.
 
     Args:
         sets: of the tasks.
@@ -26,6 +28,7 @@ class Lookahead:
             if shards.cache is not None and shards.whole_shards and isinstance(order, EpochOrder):
                 self._remote[number] = (shards, shards.cache, order)
         self._windows: dict[int, tuple[int, int]] = {}
+        self._places: dict[int, tuple[int, int]] = {}
         self._owner = os.getpid()
 
     def at(self, number: int, position: int) -> None:
@@ -33,18 +36,24 @@ class Lookahead:
         if number not in self._remote:
             return
         if self._owner != os.getpid():
-            self._owner, self._windows = os.getpid(), {}
+            self._owner, self._windows, self._places = os.getpid(), {}, {}
         cache, order = self._remote[number][1:]
-        window = order.window_at(position)
-        if self._windows.get(number) != window:
-            self._windows[number] = window
+        window, place = order.window_at(position), position % order.batch
+        first, last = self._places.get(number, (place, place))
+        places = (min(first, place), max(last, place))
+        if (self._windows.get(number), self._places.get(number)) != (window, places):
+            self._windows[number], self._places[number] = window, places
             cache.prefetch(self.upcoming(cache))
 
     def upcoming(self, cache: ShardCache) -> list[RemoteFile]:
         """What will be read of a cache, soonest first, as much as it can hold: the windows that tasks are in, then the
         next window of each task, and so on."""
         parts = [
-            (shards, order.windows_from(*self._windows[number]), -(-len(order.counts) // order.window))
+            (
+                shards,
+                order.windows_from(*self._windows[number], *self._places[number]),
+                -(-len(order.counts) // order.window),
+            )
             for number, (shards, kept_in, order) in self._remote.items()
             if kept_in is cache and number in self._windows
         ]

@@ -51,8 +51,7 @@ def around_keyframe(frames: int, keyframe: int, num_frames: int, stride: int) ->
     return np.clip(keyframe + offsets, 0, frames - 1)
 
 
-def repeated(indices: np.ndarray) -> int:
-    """How many frames of a clip show again what the frame before shows: those that stand for indices beyond an end of
-    the video, or for segments of less than a frame. An index just beyond an end that the clip itself does not touch
-    is the first to show that border frame, and does not count."""
-    return int((np.diff(indices) == 0).sum())
+def padded(indices: np.ndarray, step: int) -> int:
+    """How many frames of a clip stand for others that the video does not have: those closer than `step` to a neighbour,
+    because a border frame was taken in place of one beyond it, or (`step` 1) segments are shorter than a frame."""
+    return int((np.diff(indices) < step).sum())

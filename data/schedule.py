@@ -4,15 +4,13 @@ The names and rules are those of PolyViT (arXiv 2111.12993), and `accumulate`, w
 number of steps that task j is trained for, here a share of the run's steps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from data.errors import UserError
-from data.order import make_key, permute
-
-SCHEDULES = ("accumulate", "weighted", "alternating", "uniform", "task_by_task")
+from data.order import make_key, mix, permute
 
 
 @dataclass(frozen=True)
@@ -34,14 +32,43 @@ def apportion(steps: int, shares: Sequence[float]) -> list[int]:
     return counts
 
 
+def task_by_task(steps: int, shares: Sequence[float], seed: int) -> np.ndarray:
+    """All U_1 steps of the first task, then all U_2 of the second, ... which is transfer learning."""
+    return np.repeat(np.arange(len(shares)), apportion(steps, shares))
+
+
+def weighted(steps: int, shares: Sequence[float], seed: int) -> np.ndarray:
+    """Exactly U_j steps of task j, in one seeded permutation of all steps."""
+    return task_by_task(steps, shares, seed)[permute(np.arange(steps), steps, make_key(seed, "weighted"))]
+
+
+def alternating(steps: int, shares: Sequence[float], seed: int) -> np.ndarray:
+    """A fixed cycle over the tasks."""
+    return np.arange(steps) % len(shares)
+
+
+def uniform(steps: int, shares: Sequence[float], seed: int) -> np.ndarray:
+    """Each step draws a task with equal probability."""
+    draws = mix(mix(np.arange(steps, dtype=np.uint64)) ^ np.uint64(make_key(seed, "uniform")))
+    return (draws % np.uint64(len(shares))).astype(np.int64)
+
+
+ONE_TASK_A_STEP: dict[str, Callable[[int, Sequence[float], int], np.ndarray]] = {
+    "weighted": weighted,
+    "alternating": alternating,
+    "uniform": uniform,
+    "task_by_task": task_by_task,
+}
+"""(steps, shares, seed) -> int64 [steps], the task of each step."""
+
+SCHEDULES = ("accumulate", *ONE_TASK_A_STEP)
+
+
 class Schedule:
     """The plan of every step of a run.
 
     Args:
-        name: one of SCHEDULES. `accumulate`: every step sees every task. The others give each step one task:
-            `weighted`: exactly U_j steps of task j, in one seeded permutation of all steps; `alternating`: a fixed
-            cycle; `uniform`: each step draws a task with equal probability; `task_by_task`: all U_1 steps of the first
-            task, then all U_2 of the second, ... which is transfer learning.
+        name: one of SCHEDULES. `accumulate`: every step sees every task. The others give each step one task.
         clips: global clips per optimizer step of each task.
         steps: optimizer steps of the run.
         seed: the run's seed.
@@ -59,12 +86,13 @@ class Schedule:
         self.name, self.clips, self.steps = name, list(clips), steps
         self._tasks: np.ndarray | None = None
         if name != "accumulate":
-            self._tasks = _one_task_a_step(name, len(clips), steps, seed, shares)
+            # In 32 bits: every process of a run holds both arrays.
+            self._tasks = ONE_TASK_A_STEP[name](steps, shares, seed).astype(np.int32)
             # How often a step's task came before it: the whole state of a stream.
-            self._before = np.zeros(steps, dtype=np.int64)
+            self._before = np.zeros(steps, dtype=np.int32)
             for task in range(len(clips)):
-                own = self._tasks == task
-                self._before[own] = np.arange(own.sum())
+                own = np.flatnonzero(self._tasks == task)
+                self._before[own] = np.arange(len(own), dtype=np.int32)
 
     def plan(self, step: int) -> list[TaskStep]:
         """The tasks of optimizer step `step` (from 0), in the order in which they are run."""
@@ -78,21 +106,6 @@ class Schedule:
     def steps_of(self, task: int) -> int:
         """Number of the run's steps that train `task`."""
         return self.steps if self._tasks is None else int((self._tasks == task).sum())
-
-
-def _one_task_a_step(name: str, tasks: int, steps: int, seed: int, shares: Sequence[float]) -> np.ndarray:
-    """int64 [steps]: the task of each step."""
-    if name == "alternating":
-        return np.arange(steps) % tasks
-    if name == "uniform":
-        draws = (make_key(seed, "uniform", step) % tasks for step in range(steps))
-        return np.fromiter(draws, dtype=np.int64, count=steps)
-    in_turn = np.repeat(np.arange(tasks), apportion(steps, shares))
-    if name == "task_by_task":
-        return in_turn
-    key = make_key(seed, "weighted")
-    places = np.fromiter((permute(step, steps, key) for step in range(steps)), dtype=np.int64, count=steps)
-    return in_turn[places]
 
 
 @dataclass(frozen=True)
@@ -123,12 +136,14 @@ def micro_clips(task: str, clips: int, world: int, most: int) -> int:
 def micro_steps(plan: Sequence[TaskStep], micro: Sequence[int], rank: int, world: int) -> list[MicroStep]:
     """The micro-steps of `rank`: all ranks run the same task in the same one.
 
-    Micro-step m takes the next `world * micro[task]` positions of the step, rank r the r-th part of them, so the
-    union over ranks and micro-steps is the plan, whatever their numbers.
+    Rank r takes the r-th of `world` equal parts of a task's positions, and cuts it into micro-steps; one rank after
+    the other, their positions are the plan, whatever the numbers of ranks and clips. So a rank's clips are neighbours
+    in the global batch, and come from few shards (see EpochOrder).
     """
     result = []
     for part in plan:
-        size = micro[part.task]
-        for start in range(part.first + rank * size, part.first + part.clips, world * size):
+        size, share = micro[part.task], part.clips // world
+        first = part.first + rank * share
+        for start in range(first, first + share, size):
             result.append(MicroStep(part.task, tuple(range(start, start + size))))
     return result

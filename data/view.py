@@ -1,6 +1,6 @@
 """The settings of a task's view: which frames and which part of them the model gets to see."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from data.errors import UserError
@@ -46,7 +46,7 @@ class ViewConfig:
     """
 
     num_frames: int
-    stride: int
+    stride: int = field(default=2, kw_only=True)
     image_size: int
     sampling: Literal["dense", "segments"] = "dense"
     flip: bool = True
@@ -70,10 +70,10 @@ class ViewConfig:
 
     def __post_init__(self) -> None:
         # Lists are what YAML and JSON have; a frozen config compares and hashes by its tuples.
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for part in fields(self):
+            value = getattr(self, part.name)
             if isinstance(value, list):
-                object.__setattr__(self, field.name, tuple(value))
+                object.__setattr__(self, part.name, tuple(value))
         for key in ("num_frames", "stride", "image_size"):
             self._demand(key, _is_whole(getattr(self, key), 1), "a whole number of at least 1")
         self._demand("flip", isinstance(self.flip, bool), "true or false")

@@ -11,8 +11,8 @@ import torch.distributed as dist
 
 from data.batch import Batch, Substitute
 from data.errors import UserError
+from data.mixture import StepPlan
 from data.order import make_key
-from data.schedule import MicroStep, Schedule, micro_clips, micro_steps
 from train.engine import Engine
 from train.launch import Rank, StopSignal, ToldError
 from train.optim import learning_rate
@@ -22,32 +22,6 @@ from train.tasks import Task
 
 BUDGET_FLOOR = 1000
 """The share of bad clips is taken of at least so many, so that an early one does not end a run."""
-
-
-class StepPlan:
-    """What every rank does in every step, from the recipe and the number of ranks alone.
-
-    Raises:
-        UserError: a task's batch does not divide over the ranks.
-    """
-
-    def __init__(self, recipe: Recipe, world: int) -> None:
-        tasks = recipe.tasks
-        clips = [task.batch for task in tasks.values()]
-        self.schedule = Schedule(
-            recipe.schedule, clips, recipe.steps, recipe.seed, [task.share for task in tasks.values()]
-        )
-        self.micro = [micro_clips(name, task.batch, world, task.micro_batch) for name, task in tasks.items()]
-        self.world = world
-
-    def micro_steps(self, step: int, rank: int) -> list[MicroStep]:
-        return micro_steps(self.schedule.plan(step), self.micro, rank, self.world)
-
-    def batches(self, start: int, rank: int) -> Iterator[list[tuple[int, int]]]:
-        """The rank's micro-batches from step `start` on, as the loader takes them: lists of (task, position)."""
-        for step in range(start, self.schedule.steps):
-            for part in self.micro_steps(step, rank):
-                yield [(part.task, position) for position in part.positions]
 
 
 def train(
@@ -84,6 +58,7 @@ def train(
         waited = time.monotonic() - began
         weights, stopping = agree(step, batches, by_name, rank, stop.name is not None)
         ledger.add(step, batches)
+        log.loaded(batches)
 
         # Dropout is a function of the step, so that a resumed run goes on as the first one would have.
         torch.manual_seed(make_key(recipe.seed, "dropout", step, rank.index))
@@ -146,14 +121,14 @@ def agree(
 
 
 class Ledger:
-    """Counts the clips that could not be read, lists each once in RUN/bad_clips.jsonl, and ends the run when there are
-    too many."""
+    """Counts the clips that could not be read, lists each once in RUN/bad_clips.jsonl, also over interruptions, and
+    ends the run when there are too many."""
 
     def __init__(self, recipe: Recipe, rank: Rank, log: RunLog) -> None:
         self.path, self.most = Path(recipe.out) / "bad_clips.jsonl", recipe.max_bad_share
         self.rank, self.log = rank, log
         self.seen, self.bad = 0, 0
-        self.listed: set[tuple[str, str]] = set()
+        self.listed = _listed(self.path)
 
     def add(self, step: int, batches: list[Batch]) -> None:
         """Takes in the batches of optimizer step `step`.
@@ -186,3 +161,15 @@ class Ledger:
         bad, seen = (sum(counts) for counts in zip(*self.rank.gather((self.bad, self.seen)), strict=True))
         if bad:
             self.log.say(f"{bad} of {seen} clips could not be read and were replaced: see {self.path}")
+
+
+def _listed(path: Path) -> set[tuple[str, str]]:
+    """(task, key) of the clips that a ledger lists; a line that is none of its own is passed over."""
+    found = set()
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            entry = json.loads(line)
+            found.add((entry["task"], entry["key"]))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found

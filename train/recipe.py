@@ -1,21 +1,32 @@
 """Recipes: what a run is, as typed YAML plus `key=value` overrides, read and checked before anything is started."""
 
 import dataclasses
-import difflib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
 
-from data.errors import UserError
-from data.schedule import SCHEDULES
-from data.view import ViewConfig
+from data.recipe import (
+    PROJECT,
+    RECIPES,
+    ClipSize,
+    DataRecipe,
+    TaskSource,
+    check_data,
+    demand,
+    find_recipe,
+    one_of,
+    parse,
+    project_path,
+    read_recipe,
+    view_config,
+)
 
-PROJECT = Path(__file__).resolve().parent.parent
-TOY_RECIPE = PROJECT / "train" / "recipes" / "toy.yaml"
+TOY_RECIPE = RECIPES / "toy.yaml"
+
+__all__ = ["PROJECT", "Recipe", "load_recipe", "parse_recipe", "project_path", "view_config"]
 
 
 @dataclass
@@ -41,13 +52,11 @@ class InitRecipe:
     """Likewise the image size. None: 224."""
 
 
-@dataclass
-class ModelRecipe:
+@dataclass(kw_only=True)
+class ModelRecipe(ClipSize):
     """The backbone: `models.create_backbone`'s arguments."""
 
     name: str = "vit_large"
-    num_frames: int = 32
-    image_size: int = 224
     tubelet_size: list[int] = field(default_factory=lambda: [2, 16, 16])
     embed_dim: int | None = None
     """None: as the name says. The same holds for depth and num_heads."""
@@ -154,22 +163,10 @@ class HeadRecipe:
     """Heads of a layer through which a box looks at all tokens of its clip (None: no such layer)."""
 
 
-@dataclass
-class TaskRecipe:
+@dataclass(kw_only=True)
+class TaskRecipe(TaskSource):
     """One dataset: its shards, its part of a step, its loss and its head."""
 
-    kind: str
-    """classification | localisation"""
-    shards: str
-    """Prefix of the training shards, FOLDER/{dataset}-{split}."""
-    val_shards: str | None = None
-    """Prefix of the shards to evaluate on."""
-    batch: int = 64
-    """Clips per optimizer step that trains this task, over all ranks."""
-    micro_batch: int = 8
-    """Most clips of one forward pass on one rank."""
-    share: float = 1.0
-    """U_j / U: this task's share of the run's steps (schedules weighted and task_by_task)."""
     loss_weight: float = 1.0
     label_smoothing: float = 0.0
     """Share of a clip's label that is spread over all classes, 0 to 1; classification only."""
@@ -210,27 +207,18 @@ class CacheRecipe:
     nothing, for so many machines that each uses little of a shard."""
 
 
-@dataclass
-class Recipe:
+@dataclass(kw_only=True)
+class Recipe(DataRecipe):
     """A run. With the seed and the step, it decides every clip and every number of it."""
 
     name: str
     out: str
     """The run's folder: checkpoints, log, TensorBoard, evaluation."""
-    steps: int
-    """Optimizer steps."""
-    tasks: dict[str, TaskRecipe]
-    data_root: str = "."
-    """For use in the shards' paths: ${data_root}/kinetics-train."""
-    seed: int = 0
-    schedule: str = "accumulate"
+    # OmegaConf fills it with TaskRecipe alone, so that nothing less gets in by way of the base class.
+    tasks: dict[str, TaskRecipe]  # type: ignore[assignment]
     precision: str = "fp32"
     """fp32 | bf16 (torch autocast; parameters, gradients and optimizer state stay in fp32)."""
-    window: int = 16
-    """Shards that are shuffled into each other."""
     cache: CacheRecipe = field(default_factory=CacheRecipe)
-    workers: int = 4
-    """Loader processes per rank; 0 decodes in the training process."""
     max_bad_share: float = 0.01
     """The run ends when a greater share of a rank's clips could not be read."""
     log_every: int = 20
@@ -255,39 +243,15 @@ def load_recipe(path: str | Path | None = None, overrides: list[str] | None = No
         UserError: no such file, not YAML, an unknown key (names the nearest right one), a value of the wrong type or
             out of range.
     """
-    where = _find(path)
-    try:
-        text = where.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe {where}: {error}") from error
-    return parse_recipe(text, f"recipe {where}", overrides)
+    where = TOY_RECIPE if path is None else find_recipe(path)
+    return parse_recipe(read_recipe(where), f"recipe {where}", overrides)
 
 
 def parse_recipe(text: str, where: str, overrides: list[str] | None = None) -> Recipe:
     """The recipe in a YAML text; `where` names it in errors. Raises UserError as `load_recipe` does."""
-    OmegaConf.register_resolver("project", lambda: str(PROJECT), replace=True)
-    try:
-        loaded = OmegaConf.create(text)
-    except Exception as error:  # the YAML reader's errors share no narrower base class
-        raise UserError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(loaded, DictConfig):
-        raise UserError(f"{where}: must be a mapping of keys to values")
-    _check_keys(OmegaConf.to_container(loaded), Recipe, where, "")
-    for override in overrides or []:
-        _apply(loaded, override)
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(Recipe), loaded)
-        for name in merged.tasks:
-            merged.tasks[name] = OmegaConf.merge(OmegaConf.structured(TaskRecipe), merged.tasks[name])
-        recipe = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None)
-        reason = (getattr(error, "msg", None) or str(error)).splitlines()[0]
-        if "is not Optional" in reason or "Incompatible value 'None'" in reason:
-            reason = "must not be null: give it a value, or leave it out of the recipe"
-        raise UserError(f"{where}: {key or 'value'}: {reason}") from error
-    assert isinstance(recipe, Recipe)
-    _check_values(recipe, where)
+    recipe = parse(text, where, overrides or [], Recipe)
+    check_data(recipe, where)
+    _check_training(recipe, where)
     return recipe
 
 
@@ -311,119 +275,37 @@ def recipe_differences(old: Recipe, new: Recipe) -> list[str]:
     return [f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys if before.get(k) != after.get(k)]
 
 
-def view_config(view: ViewRecipe, model: ModelRecipe) -> ViewConfig:
-    """A task's view at the model's number of frames and image size. Raises UserError that begins with the key."""
-    return ViewConfig(num_frames=model.num_frames, image_size=model.image_size, **dataclasses.asdict(view))
-
-
-def project_path(path: str | Path) -> Path:
-    """`path` from the working directory, or else from the project's folder, so that commands work from any folder."""
-    here = Path(path)
-    return here if here.exists() or here.is_absolute() or not (PROJECT / here).exists() else PROJECT / here
-
-
-def _find(path: str | Path | None) -> Path:
-    if path is None:
-        return TOY_RECIPE
-    found = project_path(path)
-    if not found.is_file():
-        known = ", ".join(sorted(f"train/recipes/{p.name}" for p in TOY_RECIPE.parent.glob("*.yaml")))
-        raise UserError(f"no recipe at {path}; the project's own are {known}")
-    return found
-
-
-def _apply(config: DictConfig, override: str) -> None:
-    key, equals, _ = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"{override!r} is not an override: write key=value, as in optim.lr=1e-4")
-    try:
-        value = OmegaConf.from_dotlist([override])
-    except Exception as error:  # the YAML reader's errors share no narrower base class
-        raise UserError(f"override {override!r}: its value is not YAML: {' '.join(str(error).split())}") from error
-    try:
-        container = OmegaConf.to_container(value)
-        tasks = list(config.get("tasks") or {})
-        _check_keys(container, Recipe, "override", "", tasks)
-        OmegaConf.update(config, key, OmegaConf.select(value, key), merge=True, force_add=True)
-    except OmegaConfBaseException as error:
-        raise UserError(f"override {override!r}: {str(error).splitlines()[0]}") from error
-
-
-def _check_keys(raw: Any, schema: Any, where: str, prefix: str, tasks: list[str] | None = None) -> None:
-    """Every key of `raw` is one of `schema`'s; `tasks`, when given, are the only names that `tasks.` may have."""
-    if not isinstance(raw, dict):
-        if raw is not None and not (isinstance(raw, str) and raw.startswith("${")):
-            raise UserError(f"{where}: {prefix.rstrip('.')} must hold keys ({', '.join(get_type_hints(schema))})")
-        return
-    types = get_type_hints(schema)
-    for key, value in raw.items():
-        if key not in types:
-            _unknown(f"{prefix}{key}", key, list(types), where)
-        kind = types[key]
-        if dataclasses.is_dataclass(kind):
-            _check_keys(value, kind, where, f"{prefix}{key}.")
-        elif get_origin(kind) is dict and isinstance(value, dict):
-            for name, entry in value.items():
-                if tasks is not None and name not in tasks:
-                    _unknown(f"{prefix}{key}.{name}", str(name), tasks, where)
-                _check_keys(entry, get_args(kind)[1], where, f"{prefix}{key}.{name}.")
-
-
-def _unknown(full: str, key: str, known: list[str], where: str) -> None:
-    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-    hint = f"did you mean {full.removesuffix(str(key))}{near[0]}?" if near else f"known here: {', '.join(known)}"
-    raise UserError(f"{where}: unknown key {full}; {hint}")
-
-
-def _check_values(recipe: Recipe, where: str) -> None:
-    def demand(good: bool, key: str, value: Any, expected: str) -> None:
-        if not good:
-            raise UserError(f"{where}: {key}={value}: {expected}")
-
-    def one_of(key: str, value: str, names: tuple[str, ...]) -> None:
-        demand(value in names, key, value, f"must be one of {', '.join(names)}")
+def _check_training(recipe: Recipe, where: str) -> None:
+    def check(good: bool, key: str, value: Any, expected: str) -> None:
+        demand(good, where, key, value, expected)
 
     for key, number in _flatten(dataclasses.asdict(recipe)).items():
         for value in number if isinstance(number, list) else [number]:
-            demand(not isinstance(value, float) or math.isfinite(value), key, number, "must be finite")
-    demand(bool(recipe.tasks), "tasks", "{}", "a recipe needs at least one task")
-    demand(recipe.steps >= 1, "steps", recipe.steps, "must be at least 1")
-    demand(0 <= recipe.seed < 2**63, "seed", recipe.seed, "must be at least 0 and below 2 ** 63")
-    for key in ("window", "log_every", "save_every", "keep", "eval_batch"):
-        demand(getattr(recipe, key) >= 1, key, getattr(recipe, key), "must be at least 1")
-    for key in ("workers", "eval_every"):
-        demand(getattr(recipe, key) >= 0, key, getattr(recipe, key), "must not be below 0")
-    demand(recipe.cache.max_gb > 0, "cache.max_gb", recipe.cache.max_gb, "must be above 0")
-    demand(0 <= recipe.max_bad_share <= 1, "max_bad_share", recipe.max_bad_share, "must be a share from 0 to 1")
-    one_of("schedule", recipe.schedule, SCHEDULES)
-    one_of("precision", recipe.precision, ("fp32", "bf16"))
-    one_of("optim.schedule", recipe.optim.schedule, ("cosine", "linear", "constant"))
-    one_of("model.init.inflate", recipe.model.init.inflate, ("central_frame", "average"))
-    demand(recipe.optim.lr > 0, "optim.lr", recipe.optim.lr, "must be above 0")
-    demand(0 < recipe.optim.layer_decay <= 1, "optim.layer_decay", recipe.optim.layer_decay, "must be in (0, 1]")
-    demand(recipe.optim.clip_grad >= 0, "optim.clip_grad", recipe.optim.clip_grad, "must not be below 0")
-    demand(recipe.optim.weight_decay >= 0, "optim.weight_decay", recipe.optim.weight_decay, "must not be below 0")
-    betas = recipe.optim.betas
-    demand(len(betas) == 2 and all(0 <= b < 1 for b in betas), "optim.betas", betas, "must be two numbers in [0, 1)")
-    least = recipe.optim.min_lr
-    demand(0 <= least <= recipe.optim.lr, "optim.min_lr", least, "must be from 0 to optim.lr")
-    demand(recipe.optim.warmup_steps >= 0, "optim.warmup_steps", recipe.optim.warmup_steps, "must not be below 0")
+            check(not isinstance(value, float) or math.isfinite(value), key, number, "must be finite")
+    for key in ("log_every", "save_every", "keep", "eval_batch"):
+        check(getattr(recipe, key) >= 1, key, getattr(recipe, key), "must be at least 1")
+    check(recipe.eval_every >= 0, "eval_every", recipe.eval_every, "must not be below 0")
+    check(recipe.cache.max_gb > 0, "cache.max_gb", recipe.cache.max_gb, "must be above 0")
+    check(0 <= recipe.max_bad_share <= 1, "max_bad_share", recipe.max_bad_share, "must be a share from 0 to 1")
+    one_of(where, "precision", recipe.precision, ("fp32", "bf16"))
+    one_of(where, "model.init.inflate", recipe.model.init.inflate, ("central_frame", "average"))
+    optim = recipe.optim
+    one_of(where, "optim.schedule", optim.schedule, ("cosine", "linear", "constant"))
+    check(optim.lr > 0, "optim.lr", optim.lr, "must be above 0")
+    check(0 <= optim.min_lr <= optim.lr, "optim.min_lr", optim.min_lr, "must be from 0 to optim.lr")
+    check(0 < optim.layer_decay <= 1, "optim.layer_decay", optim.layer_decay, "must be in (0, 1]")
+    for key in ("clip_grad", "weight_decay", "warmup_steps"):
+        check(getattr(optim, key) >= 0, f"optim.{key}", getattr(optim, key), "must not be below 0")
+    good = len(optim.betas) == 2 and all(0 <= beta < 1 for beta in optim.betas)
+    check(good, "optim.betas", optim.betas, "must be two numbers in [0, 1)")
     for name, task in recipe.tasks.items():
         key = f"tasks.{name}"
-        demand(name.replace("_", "").replace("-", "").isalnum(), key, name, "a name of letters, digits, - and _")
-        one_of(f"{key}.kind", task.kind, ("classification", "localisation"))
-        for part in ("batch", "micro_batch"):
-            demand(getattr(task, part) >= 1, f"{key}.{part}", getattr(task, part), "must be at least 1")
-        for part in ("share", "loss_weight", "lr_scale"):
-            demand(getattr(task, part) >= 0, f"{key}.{part}", getattr(task, part), "must not be below 0")
+        for part in ("loss_weight", "lr_scale"):
+            check(getattr(task, part) >= 0, f"{key}.{part}", getattr(task, part), "must not be below 0")
         smoothing = task.label_smoothing
-        demand(0 <= smoothing <= 1, f"{key}.label_smoothing", smoothing, "must be a share from 0 to 1")
+        check(0 <= smoothing <= 1, f"{key}.label_smoothing", smoothing, "must be a share from 0 to 1")
         good = not smoothing or task.kind == "classification"
-        demand(good, f"{key}.label_smoothing", smoothing, "is for classification only")
-        try:
-            view_config(task.view, recipe.model).check_kind(task.kind)
-        except UserError as error:
-            raise UserError(f"{where}: {key}.view.{error}") from error
+        check(good, f"{key}.label_smoothing", smoothing, "is for classification only")
 
 
 def _flatten(raw: Any, prefix: str = "") -> dict[str, Any]:

@@ -3,12 +3,14 @@
 import contextlib
 import fcntl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from data.batch import Batch
+from data.counters import add, figures
 from data.errors import UserError
 from train.launch import Rank, file_problem
 from train.recipe import Recipe
@@ -97,6 +99,7 @@ class RunLog:
 
     def _reset(self) -> None:
         self._losses: dict[str, list[float]] = {}
+        self._counts: dict[str, dict[str, float]] = {}
         self._clips, self._waited, self._count, self._skipped = 0, 0.0, 0, 0
         self._norms: list[float] = []
 
@@ -107,6 +110,11 @@ class RunLog:
             with self._writing():
                 self.file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
                 self.file.flush()
+
+    def loaded(self, batches: Sequence[Batch]) -> None:
+        """Takes in what this rank's batches of a step cost to load."""
+        for batch in batches:
+            add(self._counts.setdefault(batch.task, {}), batch.counts)
 
     def step(
         self, step: int, losses: dict[str, float], clips: int, waited: float, lr: float, norm: float | None
@@ -137,14 +145,20 @@ class RunLog:
 
     def _tell(self, done: int, lr: float) -> None:
         now = time.monotonic()
-        parts = self.rank.gather((self._losses, self._waited))
-        losses = {task: _mean(task, [part for part, _ in parts]) for task in self._losses}
+        parts = self.rank.gather((self._losses, self._waited, self._counts))
+        losses = {task: _mean(task, [part for part, _, _ in parts]) for task in self._losses}
         elapsed = max(now - self._since, 1e-9)
-        wait = sum(waited for _, waited in parts) / len(parts) / elapsed
+        wait = sum(waited for _, waited, _ in parts) / len(parts) / elapsed
+        counts: dict[str, dict[str, float]] = {}
+        for _, _, part in parts:
+            for task, own in part.items():
+                add(counts.setdefault(task, {}), own)
         norm = sum(self._norms) / len(self._norms) if self._norms else float("nan")
         if self.board is not None:
             scalars: dict[str, Any] = {f"loss/{task}": loss for task, loss in losses.items()}
             scalars |= {"train/lr": lr, "train/gradient_norm": norm, "train/skipped_steps": self._skipped}
+            for task, own in counts.items():
+                scalars |= {f"data/{task}/{name}": value for name, value in figures(own, elapsed).items()}
             scalars |= {"speed/clips_per_second": self._clips / elapsed, "speed/data_wait_share": wait}
             self._plot(scalars, done)
         left = (now - self._begin) / (done - self.start) * (self.steps - done)

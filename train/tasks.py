@@ -11,7 +11,7 @@ from torch import Tensor
 from data.batch import Batch
 from data.dataset import MixtureDataset, TaskData
 from data.errors import UserError
-from data.order import EpochOrder
+from data.mixture import build_mixture
 from data.shard_cache import GB, ShardCache
 from data.shards import ClassInfo, ShardSet
 from data.storage import is_remote
@@ -68,9 +68,7 @@ def open_tasks(recipe: Recipe, train: bool = True, val: bool = True) -> list[Tas
 
 def mixture(tasks: list[Task], recipe: Recipe) -> MixtureDataset:
     """The training sets of all tasks, each with its order."""
-    sets = [task.train for task in tasks if task.train is not None]
-    orders = [EpochOrder(data.shards.shard_examples, recipe.seed, data.name, recipe.window) for data in sets]
-    return MixtureDataset(sets, orders, recipe.seed)
+    return build_mixture([task.train for task in tasks if task.train is not None], recipe)
 
 
 def _check_room(tasks: list[Task], recipe: Recipe, cache: ShardCache) -> None:

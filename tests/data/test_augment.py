@@ -66,7 +66,15 @@ def test_all_together_leave_the_box_on_its_pixels(seed, height, width, jitter, m
     rng = np.random.default_rng(seed)
     frames, box = scene(height, width, rng)
     changes: dict[str, Any] = {"short_side": (SIZE, 2 * SIZE)} if jitter else {"scale": (0.3, 1.0), "ratio": (0.5, 2.0)}
-    view = ViewConfig(4, 1, SIZE, color_jitter=0.3, randaugment_ops=2, randaugment_magnitude=magnitude, **changes)
+    view = ViewConfig(
+        num_frames=4,
+        stride=1,
+        image_size=SIZE,
+        color_jitter=0.3,
+        randaugment_ops=2,
+        randaugment_magnitude=magnitude,
+        **changes,
+    )
     drawn = draw_augmentation(view, "localisation", rng)
     # It may turn the box into the colour of the picture, and only the blur between them stands out.
     assume("Solarize" not in {op.name for op in drawn.ops})
@@ -74,7 +82,7 @@ def test_all_together_leave_the_box_on_its_pixels(seed, height, width, jitter, m
 
 
 def test_an_erased_person_counts_as_hidden():
-    view = ViewConfig(4, 1, SIZE, scale=(1.0, 1.0), random_erasing=1.0)
+    view = ViewConfig(num_frames=4, stride=1, image_size=SIZE, scale=(1.0, 1.0), random_erasing=1.0)
     seen = set()
     for seed in range(60):
         drawn = draw_augmentation(view, "localisation", np.random.default_rng(seed))
@@ -91,18 +99,22 @@ def test_an_erased_person_counts_as_hidden():
 
 
 def test_what_is_off_draws_nothing():
-    off = draw_augmentation(ViewConfig(4, 1, SIZE), "classification", np.random.default_rng(3))
+    off = draw_augmentation(
+        ViewConfig(num_frames=4, stride=1, image_size=SIZE), "classification", np.random.default_rng(3)
+    )
     assert (off.color, off.ops, off.erasing) == (None, [], None)
     rng = np.random.default_rng(3)
-    jittered = draw_augmentation(ViewConfig(4, 1, SIZE, color_jitter=0.2), "classification", rng)
+    jittered = draw_augmentation(
+        ViewConfig(num_frames=4, stride=1, image_size=SIZE, color_jitter=0.2), "classification", rng
+    )
     assert jittered.crop(90, 120) == off.crop(90, 120)
     again = np.random.default_rng(3)
-    draw_augmentation(ViewConfig(4, 1, SIZE), "classification", again)
+    draw_augmentation(ViewConfig(num_frames=4, stride=1, image_size=SIZE), "classification", again)
     assert jittered.color == draw_color(0.2, again)
 
 
 def test_localisation_has_no_turns_and_keeps_the_frames_shape():
-    view = ViewConfig(4, 1, SIZE, scale=(1.0, 1.0), ratio=(1.0, 1.0), randaugment_ops=8)
+    view = ViewConfig(num_frames=4, stride=1, image_size=SIZE, scale=(1.0, 1.0), ratio=(1.0, 1.0), randaugment_ops=8)
     drawn = [draw_augmentation(view, "localisation", np.random.default_rng(seed)) for seed in range(40)]
     assert {op.name for one in drawn for op in one.ops} == set(LOCALISATION_OPS)
     assert all(one.crop(90, 120).whole for one in drawn)

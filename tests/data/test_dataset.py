@@ -256,16 +256,16 @@ def test_a_bad_sample_in_a_pair_is_told_once(damaged):
     assert batch[1].substitutes == mixture(task(damaged))[0, 1].substitutes
 
 
-def test_repeated_frames_are_told(localisation, tmp_path):
+def test_padded_frames_are_told(localisation, tmp_path):
     names = [ClassInfo(0, "tick")]
     shards = write_set(tmp_path, "clock", "train", "classification", names, [(record("tick"), clock_video())])
     assert mixture(task(shards))[0, 0].padded == 0
-    assert mixture(task(shards, num_frames=16, stride=5))[0, 0].padded == 7
+    assert mixture(task(shards, num_frames=16, stride=5))[0, 0].padded == 8
     # Keyframe 8 of 38 frames: offsets -24 .. 21 at stride 3.
     assert (
         mixture(task(localisation, num_frames=16))[0, 0].padded
         == evaluated(task(localisation, num_frames=16), 0).padded
-        == 5
+        == 6
     )
 
 

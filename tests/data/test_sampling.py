@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.sampling import around_keyframe, dense, repeated, segments
+from data.sampling import around_keyframe, dense, padded, segments
 
 FRAMES, CLIP, STRIDE = st.integers(1, 400), st.integers(1, 40), st.integers(1, 8)
 RNG = st.none() | st.integers(0, 2**32).map(np.random.default_rng)
@@ -88,8 +88,8 @@ def test_views_by_hand():
     assert [segments(40, 4, view=(number, 2)).tolist() for number in (0, 1)] == [[2, 12, 22, 32], [7, 17, 27, 37]]
 
 
-def test_repeated_frames_are_counted():
-    assert repeated(around_keyframe(38, 20, 8, 2)) == 0
-    assert repeated(around_keyframe(38, 3, 8, 2)) == 2
-    assert repeated(around_keyframe(38, 37, 8, 2)) == 3
-    assert repeated(dense(3, 5, 2)) == 3 and repeated(segments(2, 4)) == 2
+def test_padded_frames_are_counted():
+    assert padded(around_keyframe(38, 20, 8, 2), 2) == 0
+    assert padded(around_keyframe(38, 3, 8, 2), 2) == 3
+    assert padded(around_keyframe(38, 37, 8, 2), 2) == 3
+    assert padded(dense(3, 5, 2), 2) == 3 and padded(segments(2, 4), 1) == 2

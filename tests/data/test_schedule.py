@@ -74,9 +74,32 @@ def test_ranks_and_micro_batches_only_cut_the_step(world, most, name):
             assert len({part.task for part in together}) == 1
             assert len({len(part.positions) for part in together}) == 1
             assert len(together[0].positions) <= most
-        # In the order micro-step, rank, the positions are the plan itself.
-        merged = [(part.task, p) for together in zip(*ranks, strict=True) for part in together for p in part.positions]
-        assert merged == [(part.task, part.first + i) for part in plan for i in range(part.clips)]
+        # Rank after rank, the positions of a task are the plan itself.
+        for part in plan:
+            merged = [
+                p
+                for steps in ranks
+                for micro_step in steps
+                if micro_step.task == part.task
+                for p in micro_step.positions
+            ]
+            assert merged == list(range(part.first, part.first + part.clips))
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_million_steps_are_planned_exactly(name):
+    steps, shares = 1_000_000, [542, 791, 169, 210]
+    schedule = Schedule(name, [128, 128, 64, 64], steps, 0, shares)
+    counts = [schedule.steps_of(task) for task in range(4)]
+    if name == "accumulate":
+        assert counts == [steps] * 4
+    elif name in ("weighted", "task_by_task"):
+        assert counts == apportion(steps, shares)
+    else:
+        assert sum(counts) == steps and all(abs(count - steps / 4) < 2000 for count in counts)
+    for part in schedule.plan(steps - 1):
+        # The last step of a task takes the last batch of its stream, unless another task comes last.
+        assert part.first == (counts[part.task] - 1) * schedule.clips[part.task]
 
 
 def test_an_indivisible_batch_says_what_would_fit():

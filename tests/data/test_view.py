@@ -62,16 +62,16 @@ def test_lists_from_yaml_are_taken():
 
 def test_a_view_from_json_is_the_one_from_python():
     """A checkpoint keeps its views as JSON, an older one without the keys of today."""
-    view = ViewConfig(8, 2, 64, short_side=(64, 80), eval_views=(4, 3), mixup=0.8)
+    view = ViewConfig(num_frames=8, stride=2, image_size=64, short_side=(64, 80), eval_views=(4, 3), mixup=0.8)
     assert ViewConfig(**json.loads(json.dumps(dataclasses.asdict(view)))) == view
     assert hash(ViewConfig(**json.loads(json.dumps(dataclasses.asdict(view))))) == hash(view)
-    assert view.views == 12 and view.mixes and not ViewConfig(8, 2, 64).mixes
+    assert view.views == 12 and view.mixes and not ViewConfig(num_frames=8, stride=2, image_size=64).mixes
 
 
 @pytest.mark.parametrize(("key", "value"), [("mixup", 0.1), ("cutmix", 1.0), ("eval_views", (2, 1))])
 def test_what_localisation_does_not_have(key, value):
     values: dict[str, Any] = {key: value}
-    view = ViewConfig(8, 2, 64, **values)
+    view = ViewConfig(num_frames=8, stride=2, image_size=64, **values)
     view.check_kind("classification")
     with pytest.raises(UserError, match=f"^{key}: is for classification only"):
         view.check_kind("localisation")

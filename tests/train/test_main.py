@@ -94,7 +94,12 @@ def test_plain_python_trains(plain):
     board = EventAccumulator(str(folder / "tensorboard"))
     board.Reload()
     wanted = {"loss/kinetics", "loss/ava", "train/lr", "train/gradient_norm", "speed/clips_per_second"}
-    assert wanted | {"speed/data_wait_share"} <= set(board.Tags()["scalars"])
+    wanted |= {"speed/data_wait_share", "data/kinetics/decode_ms", "data/ava/padded_share", "data/ava/substitutes"}
+    assert wanted <= set(board.Tags()["scalars"])
+    for event in board.Scalars("data/ava/load_ms"):
+        parts = [board.Scalars(f"data/ava/{part}_ms") for part in ("read", "decode", "view")]
+        own = [value.value for part in parts for value in part if value.step == event.step]
+        assert all(value > 0 for value in own) and sum(own) <= event.value
     assert [event.step for event in board.Scalars("loss/ava")] == [2, 4]
 
 

@@ -12,7 +12,7 @@ LABELS = torch.tensor([0, 3, 3, 1])
 
 
 def loss(labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    task = Task("look", TaskRecipe("classification", "none", label_smoothing=smoothing), [], None, None)
+    task = Task("look", TaskRecipe(kind="classification", shards="none", label_smoothing=smoothing), [], None, None)
     batch = Batch("look", torch.zeros(4, 0), [""] * 4, torch.arange(4), labels)
     assert task.weight(batch) == 4
     return task.loss(LOGITS, batch)

@@ -1,0 +1,59 @@
+"""The ledger of bad clips: each listed once with key, reason and step, and a budget with a clear end."""
+
+import json
+
+import pytest
+import torch
+
+from data.batch import Batch, Substitute
+from data.errors import UserError
+from tests.train.tiny_runs import tiny_recipe
+from train.launch import Rank
+from train.loop import BUDGET_FLOOR, Ledger
+from train.run_log import RunLog
+
+
+def batch(clips: int, *bad: str) -> Batch:
+    substitutes = [Substitute(key, f"{key} cannot be decoded") for key in bad]
+    return Batch("look", torch.zeros(0), ["key"] * clips, torch.zeros(0), torch.zeros(0), substitutes=substitutes)
+
+
+def ledger(out, share: float = 0.01) -> Ledger:
+    rank = Rank(0, 1, torch.device("cpu"))
+    log = RunLog(out, rank, 20, 5, 0)
+    log.close()  # which frees the folder for the next
+    return Ledger(tiny_recipe(out, f"max_bad_share={share}"), rank, log)
+
+
+def test_each_bad_clip_is_listed_once_also_after_an_interruption(tmp_path, capsys):
+    first = ledger(tmp_path)
+    first.add(3, [batch(4, "a"), batch(4)])
+    first.add(4, [batch(4, "a", "b")])
+    with first.path.open("a") as file:
+        file.write("a note of the user\n")
+    ledger(tmp_path).add(4, [batch(4, "a", "b", "c")])
+    lines = [line for line in first.path.read_text().splitlines() if line.startswith("{")]
+    assert [(e["step"], e["task"], e["key"], e["reason"]) for e in map(json.loads, lines)] == [
+        (step, "look", key, f"{key} cannot be decoded") for step, key in ((3, "a"), (4, "b"), (4, "c"))
+    ]
+    assert capsys.readouterr().err.count("clip a cannot be read, another one takes its place") == 1
+
+
+def test_the_budget_ends_the_run(tmp_path):
+    spent = ledger(tmp_path, 0.01)
+    most = int(0.01 * BUDGET_FLOOR)
+    spent.add(0, [batch(4, *(f"bad{n}" for n in range(most)))])  # early, but within what 1000 clips may have
+    with pytest.raises(UserError, match=rf"{most + 1} of 5 clips .* max_bad_share=0.01 .*bad_clips.jsonl.*verify.py"):
+        spent.add(1, [batch(1, "one more")])
+    many = ledger(tmp_path / "many", 0.01)
+    for step in range(100):
+        many.add(step, [batch(100, f"bad{step}")])  # 1 %: just within
+
+
+def test_no_bad_clip_is_no_file(tmp_path):
+    good = ledger(tmp_path, 0)
+    good.add(0, [batch(4)])
+    good.close()
+    assert not good.path.exists()
+    with pytest.raises(UserError, match="1 of 8 clips"):
+        good.add(1, [batch(4, "a")])
