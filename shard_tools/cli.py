@@ -57,7 +57,8 @@ def run(arguments: argparse.Namespace, make_plan: Callable[[argparse.Namespace],
     manifest = store.finished_set()
     if not manifest and left:
         part, parts = options.part
-        print(f"{store.prefix}: part {part}/{parts} done, {left} of {len(shards)} shards to come from other parts")
+        what = f"{len(plan.runs)} runs of segments" if plan.runs else f"{len(shards)} shards"
+        print(f"{store.prefix}: part {part}/{parts} done, {left} of {what} to come from other parts")
         return 0
     return _sum_up(manifest or store.merge(ffmpeg), store, arguments.max_failures)
 
@@ -78,7 +79,8 @@ def _pack(store: PartStore, plan: Plan, shards: list[list[Item]], options: PackO
 
     require_decoder()
     part, parts = options.part
-    total = sum(len(items) for items in shards[part::parts])
+    groups = plan.item_runs() if plan.runs else shards
+    total = sum(len(items) for items in groups[part::parts])
     unit = "clip" if plan.kind == "classification" else "segment"
     tqdm.monitor_interval = 0  # its thread would be forked along
     quiet = not sys.stderr.isatty()

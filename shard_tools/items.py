@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from fractions import Fraction
 from hashlib import sha256
+from itertools import accumulate, pairwise
 from typing import Any
 
 from data.shards import ClassInfo, Kind
@@ -82,6 +83,8 @@ class Plan:
         dropped: counts of what was left out on purpose or mended, by a phrase that says what.
         settings: everything else that the result depends on.
         asked: how often the annotations name each class id, lost ones included.
+        runs: how many items, in turn, are parts of one video that are cut out of it in one go, the sum being all of
+            them. Empty: each item is made alone.
     """
 
     dataset: str
@@ -93,6 +96,10 @@ class Plan:
     dropped: dict[str, int] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     asked: Counter[int] = field(default_factory=Counter)
+    runs: list[int] = field(default_factory=list)
+
+    def item_runs(self) -> list[list[Item]]:
+        return [self.items[first:end] for first, end in pairwise([0, *accumulate(self.runs)])]
 
     def digest(self) -> str:
         """Hex sha256 of all that the shards depend on, apart from the settings."""
