@@ -60,7 +60,17 @@ def run(arguments: argparse.Namespace, make_plan: Callable[[argparse.Namespace],
         what = f"{len(plan.runs)} runs of segments" if plan.runs else f"{len(shards)} shards"
         print(f"{store.prefix}: part {part}/{parts} done, {left} of {what} to come from other parts")
         return 0
-    return _sum_up(manifest or store.merge(ffmpeg), store, arguments.max_failures)
+    return _sum_up(manifest or _merge(store, ffmpeg), store, arguments.max_failures)
+
+
+def _merge(store: PartStore, ffmpeg: str) -> Manifest | None:
+    try:
+        return store.merge(ffmpeg)
+    except FileNotFoundError:
+        # Another part merges too, was faster, and has removed the folder of parts.
+        if manifest := store.finished_set():
+            return manifest
+        raise
 
 
 def require_videos(items: Sequence[Item], lost: Sequence[Failure], files: VideoFiles) -> None:
