@@ -52,8 +52,8 @@ def video(path: Path, source: str = PICTURES, seconds: float = 1.0, *options: st
 
 
 def counter_source(rate: str) -> str:
-    """Pictures of 192x96 that show their number in the film in twelve bars, the lowest bit at the left."""
-    return f"color=c=black:s=192x96:r={rate},geq=lum='if(mod(floor(N/pow(2,floor(X/16))),2),235,16)':cb=128:cr=128"
+    """Pictures of 96x48 that show their number in the film in twelve bars, the lowest bit at the left."""
+    return f"color=c=black:s=96x48:r={rate},geq=lum='if(mod(floor(N/pow(2,floor(X/8))),2),235,16)':cb=128:cr=128"
 
 
 def read_counter(frame: np.ndarray) -> int:
