@@ -18,7 +18,7 @@ from shard_tools.transcode import Clip
 MAX_KEY = 90  # a tar header of the USTAR format holds names of 100 bytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """A sample to make: a whole video, or a part of one (`CutClip`, `segments.Segment`).
 
@@ -56,7 +56,7 @@ class Item:
         return {**self.fields, "key": self.key, "source": self.source, "video": clip.record()}, 1, []
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CutClip(Item):
     """A clip to cut out of a longer video, from second `start` of the file to second `end`."""
 
@@ -64,7 +64,7 @@ class CutClip(Item):
     end: float
 
     def identity(self) -> list[Any]:
-        return [*super().identity(), self.start, self.end]
+        return [*Item.identity(self), self.start, self.end]
 
     def span(self, source: Source, fps: Fraction) -> Span:
         if source.seconds is not None and self.start >= source.seconds:

@@ -37,7 +37,7 @@ class Cut:
     window: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Segment(Item):
     """Some keyframes of a movie, consecutive in time, and the film around them.
 
@@ -54,7 +54,7 @@ class Segment(Item):
         return len(self.keyframes)
 
     def identity(self) -> list[Any]:
-        return [*super().identity(), self.video_id, [keyframe.record() for keyframe in self.keyframes]]
+        return [*Item.identity(self), self.video_id, [keyframe.record() for keyframe in self.keyframes]]
 
     def rate(self, source: Source) -> Fraction:
         return Fraction(max(round(source.fps), 1))
