@@ -13,15 +13,17 @@ class Failure:
             too short, decode error, truncated, outside the file, timeout, crashed.
         detail: the particulars, on one line.
         examples: how many examples (clips, or keyframes of a localisation set) are lost by it.
+        seconds: length of the video that is lost with it, where it is known.
     """
 
     source: str
     reason: str
     detail: str = ""
     examples: int = 1
+    seconds: float = 0.0
 
-    def to_json(self) -> dict[str, str | int]:
-        return {name: value for name, value in asdict(self).items() if value != ""}
+    def to_json(self) -> dict[str, str | int | float]:
+        return {name: value for name, value in asdict(self).items() if value not in ("", 0.0)}
 
 
 class Unpackable(Exception):

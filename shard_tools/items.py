@@ -39,6 +39,11 @@ class Item:
         """How many examples it gives if nothing is lost."""
         return 1
 
+    @property
+    def is_part(self) -> bool:
+        """Whether it is a part of its video."""
+        return type(self) is not Item
+
     def identity(self) -> list[Any]:
         """All that its sample depends on, apart from settings; the folder of videos may move."""
         return [self.key, self.source, self.fields]

@@ -154,13 +154,15 @@ def _sample(item: Item, source: Source, clip: Clip | Unpackable) -> Packed | Fai
             raise clip
         sample, examples, failures = item.finish(source, clip)
     except Unpackable as error:
-        return _failure(item, error)
+        return _failure(item, error, source)
     text = json.dumps(sample, sort_keys=True).encode()
     return Packed(item.key, text, clip.video, examples, float(clip.frames / clip.fps), failures, count_labels(sample))
 
 
-def _failure(item: Item, error: Unpackable) -> Failure:
-    return Failure(item.source, error.reason, error.detail, item.examples)
+def _failure(item: Item, error: Unpackable, source: Source | None = None) -> Failure:
+    # Of a part of a movie the length is not told: it would be that of the movie.
+    seconds = source.seconds if source and source.seconds and not item.is_part else 0.0
+    return Failure(item.source, error.reason, error.detail, item.examples, round(seconds, 3))
 
 
 def _settle(time_limit: float, item: Item, answer: Packed | Failure | Lost) -> Packed | Failure:

@@ -151,6 +151,7 @@ class PartStore:
                     "dropped": self.plan.dropped,
                     "per_class": per_class(self.plan.classes, self.plan.asked, packed),
                     "hours": round(sum(record.seconds for record in kept) / 3600, 4),
+                    "hours_lost": round(sum(failure.seconds for failure in failures) / 3600, 4),
                 },
             )
             with atomic_file(Path(f"{self.prefix}.manifest.json"), self.parts) as file:

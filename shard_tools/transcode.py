@@ -17,6 +17,7 @@ from shard_tools.mp4_boxes import has_track, key_frames
 from shard_tools.source_video import count_decodable, one_line
 
 _PREROLLS = (30.0, float("inf"))  # seconds, for a source in which a shorter seek came out late
+_STILL = ("no video stream", "a still picture, such as the cover of a sound file")
 _CHUNK_BYTES = 2**26  # decoded at a time when a clip is proven
 
 
@@ -102,6 +103,8 @@ def _finish(job: Job, video: bytes, settings: VideoSettings) -> Clip | Unpackabl
 
 def _proven(job: Job, video: bytes, settings: VideoSettings) -> Clip | Unpackable:
     if not has_track(video):
+        if job.source.still:
+            return Unpackable(*_STILL)
         if job.seek:
             raise LateStartError("no frame could be decoded")
         return Unpackable("unreadable", "no frame could be decoded")
@@ -118,7 +121,7 @@ def checked_length(job: Job, clip: Clip, min_frames: int) -> Clip | Unpackable:
     """The clip, unless it is shorter than its source says, or too short."""
     source = job.source
     if source.still and clip.frames == 1:
-        return Unpackable("no video stream", "a still picture, such as the cover of a sound file")
+        return Unpackable(*_STILL)
     if job.span is None and source.seconds and clip.frames / clip.fps < source.seconds - source.slack:
         got, said = round(clip.frames / clip.fps * source.fps), round(source.seconds * source.fps)
         return Unpackable("truncated", f"decode error at frame {got} of {said}")
