@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -34,8 +35,11 @@ _RENDERED = TemporaryDirectory(prefix="raw-videos-")
 _NUMBERS = count()
 
 
-def ffmpeg(*arguments: object) -> None:
-    subprocess.run(["ffmpeg", "-v", "error", "-y", *map(str, arguments)], check=True, stdin=subprocess.DEVNULL)
+def ffmpeg(*arguments: object, stdout: Path | None = None) -> None:
+    """Runs FFmpeg; what it writes to `pipe:1` goes to the file `stdout`."""
+    command = ["ffmpeg", "-v", "error", "-y", *map(str, arguments)]
+    with open(stdout or os.devnull, "wb") as file:
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=file)
 
 
 @lru_cache

@@ -82,3 +82,13 @@ def test_missing_and_too_large_files_are_refused(tmp_path):
         probe(str(tmp_path / "none.mp4"), PIXELS)
     with pytest.raises(Unpackable, match="128x96 is more than 100 pixels"):
         probe(str(video(tmp_path / "x.mp4")), 100)
+
+
+@pytest.mark.parametrize("sound", [False, True])
+def test_a_length_of_the_file_alone_counts_exactly_where_there_is_no_sound(tmp_path, sound):
+    film = video(tmp_path / "film.webm", "testsrc2=s=128x96:r=25", 2.0, "-c:v", "libvpx", "-deadline", "realtime")
+    if sound:
+        tone = ("-f", "lavfi", "-i", "sine=d=2", "-c:v", "copy", "-c:a", "libvorbis")
+        ffmpeg("-i", film, *tone, tmp_path / "x.webm")
+        film = tmp_path / "x.webm"
+    assert (probe(str(film), PIXELS).slack > 1) == sound
