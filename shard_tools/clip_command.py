@@ -11,7 +11,8 @@ from shard_tools.source_video import Source
 MAX_ERROR_RATE = 0.01
 """A clip is lost when FFmpeg cannot decode more than this share of its frames."""
 
-_SCALER = "bicubic+accurate_rnd+full_chroma_inp+full_chroma_int"  # without the last two, BT.601 greys turn pink
+_SCALER = "bicubic+accurate_rnd"
+_RGB_SCALER = f"{_SCALER}+full_chroma_inp+full_chroma_int"  # without the last two, greys turn pink
 # BT.2100 light made linear, its colours BT.709's, its highlights compressed.
 _HDR_TO_SDR = (
     "zscale=w={width}:h={height}:f=bicubic:pin=bt2020:min=bt2020nc:t=linear:npl=100,format=gbrpf32le,zscale=p=bt709,"
@@ -135,12 +136,15 @@ def _output(output: str) -> list[str]:
 def _filters(job: Job, settings: VideoSettings) -> list[str]:
     width, height = clip_size(job.source.width, job.source.height, settings.short_side)
     if job.source.hdr:
-        size = [_HDR_TO_SDR.format(width=width, height=height)]
+        picture = [_HDR_TO_SDR.format(width=width, height=height), "format=yuv420p"]
+    elif job.source.matrix == "rgb":
+        picture = [f"scale={width}:{height}:flags={_RGB_SCALER}:out_color_matrix=bt709:out_range=tv", "format=yuv420p"]
     else:
-        scale = f"scale={width}:{height}:flags={_SCALER}:interl=-1:in_color_matrix={job.source.matrix}"
-        size = [f"{scale}:out_color_matrix=bt709:out_range=tv"]
+        picture = [f"scale={width}:{height}:flags={_SCALER}:interl=-1:out_range=tv", "format=yuv420p"]
+        # Not the scaler's work: it would go from one matrix to the other by way of RGB, at the cost of the encoding.
+        picture += [] if job.source.matrix == "bt709" else [f"colormatrix={job.source.matrix}:bt709"]
     # Fields are scaled apart and joined after it, in the frames that are marked as interlaced; others pass.
-    return [*_time(job), *size, "setsar=1", "format=yuv420p", "yadif=deint=interlaced"]
+    return [*_time(job), *picture, "setsar=1", "yadif=deint=interlaced"]
 
 
 def _time(job: Job) -> list[str]:

@@ -10,7 +10,8 @@ class Failure:
     Attributes:
         source: the video as the annotations or the folder name it.
         reason: one of a few words that can be counted: missing, empty file, unreadable, no video stream, too large,
-            too short, decode error, truncated, outside the file, timeout, crashed.
+            too short, decode error, truncated, outside the file, timeout, crashed, not copyable, hdr;
+            docs/packing.md says what to do.
         detail: the particulars, on one line.
         examples: how many examples (clips, or keyframes of a localisation set) are lost by it.
         seconds: length of the video that is lost with it, where it is known.

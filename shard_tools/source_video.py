@@ -23,6 +23,15 @@ _SIGNATURES = {
 }
 _STILLS = {"mjpeg", "png", "bmp", "webp", "tiff"}
 _HDR = {"smpte2084", "arib-std-b67"}
+_MATRICES = {
+    "bt709": "bt709",
+    "smpte170m": "bt601",
+    "bt470bg": "bt601",
+    "fcc": "fcc",
+    "smpte240m": "smpte240m",
+    "bt2020nc": "bt2020",
+    "bt2020c": "bt2020",
+}
 _AVI_FRAME_BYTES = 8  # that a frame takes in an AVI file at least
 
 
@@ -35,7 +44,7 @@ class Source:
         fps: frames per second on a constant grid that holds the source's frames.
         seconds: length of the video; None where the file does not say.
         slack: by how many seconds the true length may fall short of `seconds` without a fault.
-        matrix: the YUV matrix to read the pixels with, FFmpeg's name for it; `auto` where the file says.
+        matrix: the YUV matrix of the pixels, as FFmpeg's filter colormatrix names it; `rgb` for RGB pixels.
         stream: number of the stream in the file.
         still: whether its codec is one of pictures, as covers of sound files have.
         hdr: whether its light is coded for HDR screens (PQ or HLG).
@@ -96,12 +105,18 @@ def probe(path: str, max_pixels: int) -> Source:
         fps=snap_rate(rate),
         seconds=seconds,
         slack=2 / rate + 0.02 * (seconds or 0) if exact else 1 + 0.1 * (seconds or 0),
-        # What players do without a tag: SD is BT.601, HD is BT.709.
-        matrix="auto" if meta.color_space else "bt709" if min(width, height) >= 720 else "bt601",
+        matrix=_matrix(meta.color_space, meta.pixel_format or "", min(width, height)),
         stream=meta.stream_index or 0,
         still=meta.codec in _STILLS,
         hdr=meta.color_transfer_characteristic in _HDR,
     )
+
+
+def _matrix(tag: str | None, pixel_format: str, short_side: int) -> str:
+    if any(order in pixel_format for order in ("rgb", "bgr", "gbr", "pal8")):
+        return "rgb"
+    # What players do without a tag: SD is BT.601, HD is BT.709.
+    return _MATRICES.get(tag or "", "bt709" if short_side >= 720 else "bt601")
 
 
 def _has_sound(path: str) -> bool:

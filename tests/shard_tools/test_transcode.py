@@ -103,6 +103,9 @@ def test_rotation_is_applied(tmp_path):
             ("-vf", "scale=out_color_matrix=bt709", "-pix_fmt", "yuv420p", "-preset", "ultrafast"),
         ),
         ("128x96", ("-vf", "scale=out_color_matrix=bt709", "-pix_fmt", "yuv444p", "-colorspace", "bt709")),
+        ("128x96", ("-c:v", "libx264rgb")),
+        ("128x96", ("-vf", "scale=out_color_matrix=bt2020", "-pix_fmt", "yuv420p", "-colorspace", "bt2020nc")),
+        ("128x96", ("-c:v", "mjpeg", "-q:v", "2", "-pix_fmt", "yuvj422p")),
     ],
 )
 def test_colours_stay_whatever_matrix_range_and_depth_the_source_has(tmp_path, size, options):
