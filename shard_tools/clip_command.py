@@ -19,7 +19,7 @@ _HDR_TO_SDR = (
     "tonemap=hable:desat=0,zscale=t=bt709:m=bt709:r=tv"
 )
 # Containers that hold their own streams; no playlist that would name other files.
-_DEMUXERS = "mov,matroska,avi,flv,ogg,asf,mpeg,mpegts,mpegvideo,h264,hevc,gif"
+_DEMUXERS = "mov,matroska,avi,flv,ogg,asf,mpeg,mpegts,mpegvideo,gif"
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ _SIGNATURES = {
     b"OggS": "ogg",
     b"0&\xb2u\x8ef\xcf\x11": "asf",
     b"\x00\x00\x01": "mpeg",
-    b"\x00\x00\x00\x01": "mpeg",
     b"GIF8": "gif",
 }
+_BARE_STREAM = b"\x00\x00\x00\x01"
 _STILLS = {"mjpeg", "png", "bmp", "webp", "tiff"}
 _HDR = {"smpte2084", "arib-std-b67"}
 _MATRICES = {
@@ -157,6 +157,8 @@ def check_container(path: str) -> str:
     for at, packet in ((0, 188), (4, 192)):  # transport streams
         if head[at : at + 1] == head[at + packet : at + packet + 1] == b"G":
             return "mpeg"
+    if head.startswith(_BARE_STREAM):
+        raise Unpackable("unreadable", "a bare H.264 or HEVC stream, without times: ffmpeg -i IN -c copy OUT.mkv")
     raise Unpackable("unreadable", f"no video container that is read here: it begins with {head[:12]!r}")
 
 

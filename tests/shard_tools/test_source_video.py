@@ -60,6 +60,7 @@ def test_a_rotated_video_counts_as_shown(tmp_path):
         (b"ffconcat version 1.0\nfile /etc/passwd\n", "unreadable"),
         (b"\x00\x00\x00\x18ftypisom" + b"\x00" * 500, "unreadable"),
         (b"\x1aE\xdf\xa3" + bytes(range(256)), "unreadable"),
+        (b"\x00\x00\x00\x01\x67" + bytes(range(256)), "unreadable"),
     ],
 )
 def test_what_is_no_video_is_refused_with_a_reason(tmp_path, content, reason):
