@@ -2,6 +2,7 @@
 
     SHARDS/.{dataset}-{split}.parts/plan.json      what is being packed: settings, a digest of the items
     SHARDS/.{dataset}-{split}.parts/000012.json    shard 12 is whole: its index rows, failures, bytes and sha256
+    SHARDS/.{dataset}-{split}.parts/000012.spool   samples of run 12 of a movie, see `spool`
 
 Every file appears under its name at once, whole. When all records are there, any process may merge them into the index,
 the list of failures and, last, the manifest; then the folder of parts goes.
