@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import os
 import signal
 import sys
 import time
@@ -34,6 +35,10 @@ def main(parser: argparse.ArgumentParser, make_plan: Callable[[argparse.Namespac
         sys.exit(run(arguments, make_plan))
     except UserError as error:
         _exit(2, f"error: {error}")
+    except BrokenPipeError:
+        # Whoever read the output has gone, as in `| head`. Python would complain once more on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         what = f"no space left for {arguments.out} (disk full, or over quota)" if full else str(error)
@@ -57,16 +62,22 @@ def run(arguments: argparse.Namespace, make_plan: Callable[[argparse.Namespace],
     if manifest:
         print(f"{store.prefix}: already packed")
         return _sum_up(manifest, store, arguments.max_failures)
-    store.begin()
-    left = _pack(store, plan, shards, options)
-    # Another part may have finished the set meanwhile.
-    manifest = store.finished_set()
-    if not manifest and left:
-        part, parts = options.part
-        what = f"{len(plan.runs)} runs of segments" if plan.runs else f"{len(shards)} shards"
-        print(f"{store.prefix}: part {part}/{parts} done, {left} of {what} to come from other parts")
-        return 0
-    code = _sum_up(manifest or _merge(store, ffmpeg), store, arguments.max_failures)
+    try:
+        store.begin()
+        left = _pack(store, plan, shards, options)
+        manifest = store.finished_set()
+        if not manifest and left:
+            part, parts = options.part
+            what = f"{len(plan.runs)} runs of segments" if plan.runs else f"{len(shards)} shards"
+            print(f"{store.prefix}: part {part}/{parts} done, {left} of {what} to come from other parts")
+            return 0
+        manifest = manifest or store.merge(ffmpeg)
+    except FileNotFoundError:
+        # Another part was at the same work, has finished the set, and has removed the folder of parts.
+        manifest = store.finished_set()
+        if not manifest:
+            raise
+    code = _sum_up(manifest, store, arguments.max_failures)
     _show_decode_cost(store)
     return code
 

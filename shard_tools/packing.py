@@ -70,6 +70,9 @@ def pack(
 
     Returns:
         number of shards or runs that other parts have still to pack.
+
+    Raises:
+        FileNotFoundError: another process has finished the set meanwhile, and has removed the folder of parts.
     """
     if store.plan.runs:
         return _pack_runs(store, shards, options, progress)
@@ -102,15 +105,10 @@ def _pack_runs(store: PartStore, shards: Sequence[Sequence[Item]], options: Pack
     if left:
         return left
     places = {item.key: (run, place) for run, group in enumerate(runs) for place, item in enumerate(group)}
-    try:
-        for shard, members in enumerate(shards):
-            if not store.is_done(shard):
-                waiting = (spool.read(*places[item.key]) for item in members)
-                store.write(shard, _write_shard(store, shard, waiting))
-    except FileNotFoundError:
-        # Another part has found all runs done as well, was faster, and has removed the folder of parts.
-        if not store.finished_set():
-            raise
+    for shard, members in enumerate(shards):
+        if not store.is_done(shard):
+            waiting = (spool.read(*places[item.key]) for item in members)
+            store.write(shard, _write_shard(store, shard, waiting))
     return 0
 
 

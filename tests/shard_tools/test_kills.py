@@ -68,3 +68,16 @@ def test_killed_twenty_times_the_result_is_the_same(world, make):
             shutil.rmtree(world.out)
     assert pack() == 0 and world.contents() == whole
     assert len(kept) > 2, "killed at different stages"
+
+
+@pytest.mark.parametrize("make", [kinetics, ava])
+def test_parts_at_the_same_time_and_one_that_does_all_end_the_same(world, make):
+    require_ffmpeg()
+    pack = make(world)
+    assert pack() == 0
+    whole = world.contents()
+    for _ in range(2):
+        shutil.rmtree(world.out)
+        pids = [start(pack, "--part", f"{part}/3", "--workers", 1) for part in range(3)] + [start(pack)]
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        assert codes == [0] * 4 and world.contents() == whole
