@@ -40,6 +40,19 @@ for _package in ("numpy.core", "numpy._core"):
     _ALLOWED[f"{_package}.numeric", "_frombuffer"] = _frombuffer
 
 
+# What a damaged pickle makes of calls that are let in; the last is numpy's, for the state of a type.
+_MALFORMED = (
+    ValueError,
+    TypeError,
+    EOFError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+    SystemError,
+)
+
+
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -64,7 +77,7 @@ def load_arrays(path: str) -> dict[str, np.ndarray]:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except pickle.UnpicklingError as error:
         raise UserError(f"{path}: refused, only a pickled dictionary of arrays is read ({error})") from error
-    except (ValueError, TypeError, EOFError, LookupError, AttributeError, ArithmeticError, MemoryError) as error:
+    except _MALFORMED as error:
         raise UserError(f"{path}: not a pickled dictionary of arrays ({type(error).__name__}: {error})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, expected a dictionary of arrays")

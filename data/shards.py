@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Literal
 
 import numpy as np
@@ -183,7 +184,8 @@ class ShardSet:
                 with self.cache.opened(self._index_file(where)) as descriptor:
                     # By its descriptor: by its name it could be evicted just now.
                     index = np.load(f"/proc/self/fd/{descriptor}", mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        # The last two: numpy reads a header as a Python expression.
+        except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{where} cannot be read ({error}): pack the dataset again") from error

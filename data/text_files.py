@@ -104,7 +104,9 @@ def read_rows(path: str | os.PathLike[str]) -> Iterator[Rows]:
                 if reader.line_num != first + len(rows) - 1:
                     raise UserError(f"{where}, line {first} or after: a quoted cell runs over the end of its line")
                 part = Rows(where, range(first, first + len(rows)), rows)
-                yield part if all(rows) else part.select(list(map(bool, rows)))
+                part = part if all(rows) else part.select(list(map(bool, rows)))
+                if len(part):
+                    yield part
                 first += len(rows)
     except OSError as error:
         raise UserError(f"{where} cannot be read: {error.strerror}") from error

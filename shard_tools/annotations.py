@@ -17,7 +17,7 @@ SPLIT_WORDS = ({"train", "training"}, {"val", "validate", "validation", "valid"}
 _KINETICS_COLUMNS = "label,youtube_id,time_start,time_end,split"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LabelledClip:
     """A clip that an annotation file names.
 

@@ -1,6 +1,8 @@
 """The way of every pack command from its arguments to shards, a summary and an exit code."""
 
 import argparse
+import errno
+import os
 import signal
 import sys
 import time
@@ -12,7 +14,7 @@ from typing import NoReturn
 from tqdm import tqdm
 
 from data.errors import UserError
-from data.shards import Manifest
+from data.shards import Manifest, ShardSet
 from shard_tools.accounts import class_lines
 from shard_tools.failures import Failure
 from shard_tools.items import Item, Plan
@@ -28,12 +30,21 @@ def main(parser: argparse.ArgumentParser, make_plan: Callable[[argparse.Namespac
     signal.signal(signal.SIGTERM, _interrupt)
     for stream in (sys.stdout, sys.stderr):  # names of files may hold anything
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    arguments = parser.parse_args()
     try:
-        sys.exit(run(parser.parse_args(), make_plan))
+        sys.exit(run(arguments, make_plan))
     except UserError as error:
         _exit(2, f"error: {error}")
+    except BrokenPipeError:
+        # Whoever read the output has gone, as in `| head`. Python would complain once more on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
-        _exit(1, f"error: {error}\nWith that mended, the same command goes on where it was.")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = f"no space left for {arguments.out} (disk full, or over quota)" if full else str(error)
+        _exit(
+            1, f"error: {what}\nNothing half written is left. With that mended, the same command goes on where it was."
+        )
     except KeyboardInterrupt:
         _exit(130, "interrupted; the same command goes on where it was")
 
@@ -51,15 +62,50 @@ def run(arguments: argparse.Namespace, make_plan: Callable[[argparse.Namespace],
     if manifest:
         print(f"{store.prefix}: already packed")
         return _sum_up(manifest, store, arguments.max_failures)
-    store.begin()
-    left = _pack(store, plan, shards, options)
-    # Another part may have finished the set meanwhile.
-    manifest = store.finished_set()
-    if not manifest and left:
-        part, parts = options.part
-        print(f"{store.prefix}: part {part}/{parts} done, {left} of {len(shards)} shards to come from other parts")
-        return 0
-    return _sum_up(manifest or store.merge(ffmpeg), store, arguments.max_failures)
+    try:
+        store.begin()
+        left = _pack(store, plan, shards, options)
+        manifest = store.finished_set()
+        if not manifest and left:
+            part, parts = options.part
+            what = f"{len(plan.runs)} runs of segments" if plan.runs else f"{len(shards)} shards"
+            print(f"{store.prefix}: part {part}/{parts} done, {left} of {what} to come from other parts")
+            return 0
+        manifest = manifest or store.merge(ffmpeg)
+    except FileNotFoundError:
+        # Another part was at the same work, has finished the set, and has removed the folder of parts.
+        manifest = store.finished_set()
+        if not manifest:
+            raise
+    code = _sum_up(manifest, store, arguments.max_failures)
+    _show_decode_cost(store)
+    return code
+
+
+def _show_decode_cost(store: PartStore) -> None:
+    # Here and not above: it imports torch, which takes seconds.
+    from shard_tools.decode_cost import FRAMES, STRIDE, decode_cost
+
+    try:
+        cost = decode_cost(ShardSet(store.prefix), store.plan.items)
+    except (OSError, ValueError):  # no set, as nothing could be packed; or another part is at it
+        return
+    if cost:
+        before, after, clips = cost
+        print(
+            f"decoding {FRAMES} frames at stride {STRIDE}, one thread, median of {clips} clips:"
+            f" {before:.1f} ms from the original, {after:.1f} ms packed"
+        )
+
+
+def _merge(store: PartStore, ffmpeg: str) -> Manifest | None:
+    try:
+        return store.merge(ffmpeg)
+    except FileNotFoundError:
+        # Another part merges too, was faster, and has removed the folder of parts.
+        if manifest := store.finished_set():
+            return manifest
+        raise
 
 
 def require_videos(items: Sequence[Item], lost: Sequence[Failure], files: VideoFiles) -> None:
@@ -78,7 +124,8 @@ def _pack(store: PartStore, plan: Plan, shards: list[list[Item]], options: PackO
 
     require_decoder()
     part, parts = options.part
-    total = sum(len(items) for items in shards[part::parts])
+    groups = plan.item_runs() if plan.runs else shards
+    total = sum(len(items) for items in groups[part::parts])
     unit = "clip" if plan.kind == "classification" else "segment"
     tqdm.monitor_interval = 0  # its thread would be forked along
     quiet = not sys.stderr.isatty()
@@ -117,17 +164,17 @@ def _sum_up(manifest: Manifest | None, store: PartStore, max_failures: float) ->
         _complain(f"error: {store.prefix}: nothing could be packed; the reasons are in {listed}")
         return 1
     size = sum(shard.bytes for shard in manifest.shards)
-    hours = manifest.settings.get("hours", 0)
+    hours, hours_lost = manifest.settings.get("hours", 0.0), manifest.settings.get("hours_lost", 0.0)
+    lost = sum(manifest.failures.values())
+    share = lost / (lost + manifest.examples)
     held = f"{manifest.examples} {unit}" + ("" if unit == "clips" else f" in {manifest.samples} segments")
-    print(f"{store.prefix}: {held}, {len(manifest.shards)} shards, {hours:.2f} h of video, {size / 1e6:.1f} MB")
+    print(f"{store.prefix}:")
+    print(f"in:     {lost + manifest.examples} {unit}, {hours + hours_lost:.2f} h of video that could be read")
+    print(f"packed: {held}, {hours:.2f} h, {len(manifest.shards)} shards, {size / 1e6:.1f} MB")
+    print(f"lost:   {lost} {unit} ({share:.1%}): {_counts(manifest.failures)}; list: {listed}")
     print(f"left out: {_counts(manifest.settings.get('dropped', {}))}")
     for line in class_lines(manifest):
         print(line)
-    lost = sum(manifest.failures.values())
-    share = lost / (lost + manifest.examples)
-    print(
-        f"lost: {lost} of {lost + manifest.examples} {unit} ({share:.1%}): {_counts(manifest.failures)}; list: {listed}"
-    )
     if share > max_failures:
         _complain(f"error: {share:.1%} lost, more than --max-failures {max_failures:g} allows")
         return 1

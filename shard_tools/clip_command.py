@@ -11,9 +11,15 @@ from shard_tools.source_video import Source
 MAX_ERROR_RATE = 0.01
 """A clip is lost when FFmpeg cannot decode more than this share of its frames."""
 
-_SCALER = "bicubic+accurate_rnd+full_chroma_inp+full_chroma_int"  # without the last two, BT.601 greys turn pink
+_SCALER = "bicubic+accurate_rnd"
+_RGB_SCALER = f"{_SCALER}+full_chroma_inp+full_chroma_int"  # without the last two, greys turn pink
+# BT.2100 light made linear, its colours BT.709's, its highlights compressed.
+_HDR_TO_SDR = (
+    "zscale=w={width}:h={height}:f=bicubic:pin=bt2020:min=bt2020nc:t=linear:npl=100,format=gbrpf32le,zscale=p=bt709,"
+    "tonemap=hable:desat=0,zscale=t=bt709:m=bt709:r=tv"
+)
 # Containers that hold their own streams; no playlist that would name other files.
-_DEMUXERS = "mov,matroska,avi,flv,ogg,asf,mpeg,mpegts,mpegvideo,h264,hevc,gif"
+_DEMUXERS = "mov,matroska,avi,flv,ogg,asf,mpeg,mpegts,mpegvideo,gif"
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ class Job:
     Attributes:
         span: the part of the source; None for all of it.
         preroll: seconds ahead of the span to seek to; where that is before the file's beginning, it does not seek.
+        shared_seek: where to seek to instead, so that jobs of one file that have it in common read the file once.
     """
 
     path: str
@@ -59,10 +66,13 @@ class Job:
     fps: Fraction
     span: Span | None = None
     preroll: float = 1.0
+    shared_seek: Fraction | None = None
 
     @property
     def seek(self) -> Fraction:
-        """Where to seek to, a whole number of frames of the clip ahead of its span; 0 for no seeking."""
+        """Second of the file to seek to; 0 for no seeking."""
+        if self.shared_seek is not None:
+            return self.shared_seek
         if self.span is None or self.span.start <= self.preroll:
             return Fraction(0)
         return max(self.span.start - math.ceil(self.preroll * self.fps) / self.fps, Fraction(0))
@@ -81,13 +91,19 @@ def clip_size(width: int, height: int, short_side: int | None) -> tuple[int, int
 def clip_command(jobs: Sequence[Job], settings: VideoSettings, outputs: Sequence[str]) -> list[str]:
     """The command for one process that makes all clips, each into the path of `outputs` at its place."""
     command = [*_ffmpeg(), "-filter_threads", "1", "-max_error_rate", str(MAX_ERROR_RATE)]
+    inputs: dict[tuple[str, Fraction], int] = {}
     for job in jobs:
+        place = (job.path, job.seek)
+        if place in inputs:
+            continue
+        inputs[place] = len(inputs)
         command += ["-ss", _seconds(job.seek)] if job.seek else []
         command += ["-threads", "1", *_input(), "-max_pixels:v", str(settings.max_pixels)]
         command += ["-i", f"file:{job.path}"]
-    for number, (job, output) in enumerate(zip(jobs, outputs, strict=True)):
-        # V: no cover pictures. One thread and bitexact: the same input gives the same bytes everywhere.
-        command += ["-map", f"{number}:V:0", "-vf", ",".join(_filters(job, settings)), "-threads", "1"]
+    for job, output in zip(jobs, outputs, strict=True):
+        # One thread and bitexact: the same input gives the same bytes everywhere.
+        command += ["-map", f"{inputs[job.path, job.seek]}:{job.source.stream}", "-vf"]
+        command += [",".join(_filters(job, settings)), "-threads", "1"]
         command += ["-c:v", "libx264", "-preset", settings.preset, "-tune", "fastdecode", "-crf", str(settings.crf)]
         command += ["-g", str(settings.gop), "-keyint_min", str(settings.gop), "-sc_threshold", "0"]
         if job.span:
@@ -99,9 +115,9 @@ def clip_command(jobs: Sequence[Job], settings: VideoSettings, outputs: Sequence
     return command
 
 
-def copy_command(path: str, output: str) -> list[str]:
+def copy_command(path: str, stream: int, output: str) -> list[str]:
     """The command that puts the video stream of a file into an MP4 file, untouched."""
-    return [*_ffmpeg(), *_input(), "-i", f"file:{path}", "-map", "0:V:0", "-c:v", "copy", *_output(output)]
+    return [*_ffmpeg(), *_input(), "-i", f"file:{path}", "-map", f"0:{stream}", "-c:v", "copy", *_output(output)]
 
 
 def _ffmpeg() -> list[str]:
@@ -113,14 +129,22 @@ def _input() -> list[str]:
 
 
 def _output(output: str) -> list[str]:
-    plain = ["-map_metadata", "-1", "-map_chapters", "-1", "-fflags", "+bitexact"]
+    plain = ["-map_metadata", "-1", "-map_chapters", "-1", "-disposition:v:0", "0", "-fflags", "+bitexact"]
     return [*plain, "-movflags", "+faststart", "-f", "mp4", output]
 
 
 def _filters(job: Job, settings: VideoSettings) -> list[str]:
     width, height = clip_size(job.source.width, job.source.height, settings.short_side)
-    scale = f"scale={width}:{height}:flags={_SCALER}:in_color_matrix={job.source.matrix}"
-    return [*_time(job), f"{scale}:out_color_matrix=bt709:out_range=tv", "setsar=1", "format=yuv420p"]
+    if job.source.hdr:
+        picture = [_HDR_TO_SDR.format(width=width, height=height), "format=yuv420p"]
+    elif job.source.matrix == "rgb":
+        picture = [f"scale={width}:{height}:flags={_RGB_SCALER}:out_color_matrix=bt709:out_range=tv", "format=yuv420p"]
+    else:
+        picture = [f"scale={width}:{height}:flags={_SCALER}:interl=-1:out_range=tv", "format=yuv420p"]
+        # Not the scaler's work: it would go from one matrix to the other by way of RGB, at the cost of the encoding.
+        picture += [] if job.source.matrix == "bt709" else [f"colormatrix={job.source.matrix}:bt709"]
+    # Fields are scaled apart and joined after it, in the frames that are marked as interlaced; others pass.
+    return [*_time(job), *picture, "setsar=1", "yadif=deint=interlaced"]
 
 
 def _time(job: Job) -> list[str]:
@@ -132,13 +156,18 @@ def _time(job: Job) -> list[str]:
     # The filter takes the last frame before the middle between two output frames. Moved by this much, it takes the
     # frame nearest in time, at any pair of rates; timestamps that tremble, as in WebM, do no harm.
     shift = (1 / job.fps - 1 / job.source.fps) / 2
-    move = [f"setpts=PTS+{_seconds(shift)}/TB"] if shift else []
     if job.span is None:
-        return [*move, f"fps={job.fps}", "setpts=PTS-STARTPTS"]
+        return [*_move(shift), f"fps={job.fps}", "setpts=PTS-STARTPTS"]
     if not job.seek:
-        return [*move, f"fps={job.fps}:start_time={_seconds(job.span.start)}", "setpts=PTS-STARTPTS"]
-    ahead = round((job.span.start - job.seek) * job.fps)
-    return [*move, f"fps={job.fps}", f"trim=start_pts={ahead}", f"setpts=PTS-{ahead}"]
+        return [*_move(shift), f"fps={job.fps}:start_time={_seconds(job.span.start)}", "setpts=PTS-STARTPTS"]
+    # The span starts on the frame grid, which begins at the place sought.
+    ahead = math.ceil((job.span.start - job.seek) * job.fps)
+    shift += ahead / job.fps - (job.span.start - job.seek)
+    return [*_move(shift), f"fps={job.fps}", f"trim=start_pts={ahead}", f"setpts=PTS-{ahead}"]
+
+
+def _move(seconds: Fraction) -> list[str]:
+    return [f"setpts=PTS+{_seconds(seconds)}/TB"] if seconds else []
 
 
 def _seconds(value: Fraction) -> str:

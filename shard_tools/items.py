@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from fractions import Fraction
 from hashlib import sha256
+from itertools import accumulate, pairwise
 from typing import Any
 
 from data.shards import ClassInfo, Kind
@@ -17,7 +18,7 @@ from shard_tools.transcode import Clip
 MAX_KEY = 90  # a tar header of the USTAR format holds names of 100 bytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """A sample to make: a whole video, or a part of one (`CutClip`, `segments.Segment`).
 
@@ -38,6 +39,11 @@ class Item:
         """How many examples it gives if nothing is lost."""
         return 1
 
+    @property
+    def is_part(self) -> bool:
+        """Whether it is a part of its video."""
+        return type(self) is not Item
+
     def identity(self) -> list[Any]:
         """All that its sample depends on, apart from settings; the folder of videos may move."""
         return [self.key, self.source, self.fields]
@@ -55,7 +61,7 @@ class Item:
         return {**self.fields, "key": self.key, "source": self.source, "video": clip.record()}, 1, []
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CutClip(Item):
     """A clip to cut out of a longer video, from second `start` of the file to second `end`."""
 
@@ -63,7 +69,7 @@ class CutClip(Item):
     end: float
 
     def identity(self) -> list[Any]:
-        return [*super().identity(), self.start, self.end]
+        return [*Item.identity(self), self.start, self.end]
 
     def span(self, source: Source, fps: Fraction) -> Span:
         if source.seconds is not None and self.start >= source.seconds:
@@ -82,6 +88,8 @@ class Plan:
         dropped: counts of what was left out on purpose or mended, by a phrase that says what.
         settings: everything else that the result depends on.
         asked: how often the annotations name each class id, lost ones included.
+        runs: how many items, in turn, are parts of one video that are cut out of it in one go, the sum being all of
+            them. Empty: each item is made alone.
     """
 
     dataset: str
@@ -93,6 +101,10 @@ class Plan:
     dropped: dict[str, int] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     asked: Counter[int] = field(default_factory=Counter)
+    runs: list[int] = field(default_factory=list)
+
+    def item_runs(self) -> list[list[Item]]:
+        return [self.items[first:end] for first, end in pairwise([0, *accumulate(self.runs)])]
 
     def digest(self) -> str:
         """Hex sha256 of all that the shards depend on, apart from the settings."""

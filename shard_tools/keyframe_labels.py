@@ -13,10 +13,11 @@ from data.errors import UserError
 HAIR = 0.05 + 1e-9
 """How far outside the frame, as a share of it, an annotated corner may lie; it is moved to the edge."""
 
+_CHUNK = 100_000  # rows
 _PIXELS = 2.0  # detectors reach over the edge, but a coordinate above this is one in pixels
 
 
-@dataclass
+@dataclass(slots=True)
 class KeyframeLabels:
     """One keyframe: its boxes in [0, 1] with their action ids and person ids, and proposals (box and score)."""
 
@@ -28,7 +29,7 @@ class KeyframeLabels:
 
     def record(self) -> dict[str, Any]:
         """The keyframe's JSON in a sample, but for its frame number."""
-        return dict(self.__dict__)
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
 def collect_keyframes(
@@ -60,12 +61,17 @@ def collect_keyframes(
     counts["labels that are not in the label map, dropped (rows)"] = int((~known).sum())
     counts["person ids that are no whole numbers, mended (rows)"] = len(rows.odd_lines)
     persons = rows.person_ids if rows.person_ids is not None else np.full(len(rows), -1)
-    actions: dict[Keyframe, dict[tuple[float, ...], set[int]]] = {}
-    columns = (rows.video_ids, rows.timestamps.tolist(), boxes.tolist(), rows.action_ids.tolist(), persons.tolist())
-    for video, seconds, box, action, person, keep in zip(*columns, (whole & known).tolist(), strict=True):
-        found = actions.setdefault((video, seconds), {})
-        if keep:
-            found.setdefault((*box, person), set()).add(action)
+    actions: dict[Keyframe, dict[tuple[float, ...], list[int]]] = {}
+    columns = (rows.timestamps, boxes, rows.action_ids, persons, whole & known)
+    for first in range(0, len(rows), _CHUNK):  # as Python's numbers, columns take many times the room
+        part = slice(first, first + _CHUNK)
+        chunk = (column[part].tolist() for column in columns)
+        for video, seconds, box, action, person, keep in zip(rows.video_ids[part], *chunk, strict=True):
+            found = actions.setdefault((video, seconds), {})
+            if keep:
+                ids = found.setdefault((*box, person), [])
+                if action not in ids:
+                    ids.append(action)
     for key in rows.unlabelled:
         actions.setdefault(key, {})
     videos: dict[str, list[KeyframeLabels]] = {}
@@ -73,7 +79,7 @@ def collect_keyframes(
         if (video, seconds) in excluded:
             counts["excluded keyframes, dropped"] += 1
             continue
-        found = actions[video, seconds]
+        found = actions.pop((video, seconds))
         if not found and not keep_empty:
             counts["keyframes without a box, dropped"] += 1
             continue

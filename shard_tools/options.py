@@ -59,7 +59,10 @@ def make_parser(
     add = parser.add_argument_group("work").add_argument
     cores = len(os.sched_getaffinity(0))  # those that the job may use, not all of the machine
     add("--workers", type=positive, default=cores, metavar="N", help="processes (default: one a core, %(default)s)")
-    shown = "pack the shards I, I+N, I+2N, ... with I from 0 to N-1; run all parts, the last one finishes the set"
+    shown = (
+        "do the I-th of N equal shares of the work, I from 0 to N-1; run all parts, at once or in turn, the last one"
+        " finishes the set"
+    )
     add("--part", type=_part, default=(0, 1), metavar="I/N", help=shown)
     shown = "samples of a shard, less what is lost (default: %(default)s)"
     add("--samples-per-shard", type=positive, default=samples_per_shard, metavar="N", help=shown)

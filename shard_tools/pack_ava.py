@@ -9,7 +9,7 @@ from shard_tools.failures import Unpackable
 from shard_tools.items import Plan
 from shard_tools.keyframe_options import add_options, read_keyframes, seconds
 from shard_tools.options import make_parser
-from shard_tools.segments import Cut, Segment, plan_segments
+from shard_tools.segments import Cut, Segment, plan_segments, segment_runs
 from shard_tools.source_video import probe
 from shard_tools.video_files import VideoFiles
 
@@ -40,7 +40,8 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
     if arguments.movie_start is None:
         _check_no_whole_film(segments, arguments.max_pixels)
     cut = {"movie_start": start, "margin": arguments.margin, "window": arguments.window}
-    return Plan("ava", arguments.split, "localisation", classes, list(segments), lost, dropped, cut, asked)
+    runs = segment_runs(segments)
+    return Plan("ava", arguments.split, "localisation", classes, list(segments), lost, dropped, cut, asked, runs)
 
 
 def _check_no_whole_film(segments: list[Segment], max_pixels: int) -> None:

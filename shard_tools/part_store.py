@@ -2,6 +2,7 @@
 
     SHARDS/.{dataset}-{split}.parts/plan.json      what is being packed: settings, a digest of the items
     SHARDS/.{dataset}-{split}.parts/000012.json    shard 12 is whole: its index rows, failures, bytes and sha256
+    SHARDS/.{dataset}-{split}.parts/000012.spool   samples of run 12 of a movie, see `spool`
 
 Every file appears under its name at once, whole. When all records are there, any process may merge them into the index,
 the list of failures and, last, the manifest; then the folder of parts goes.
@@ -60,12 +61,14 @@ class PartStore:
         self.settings = {**settings, "items": len(plan.items), "digest": plan.digest()}
 
     def finished_set(self) -> Manifest | None:
-        """The set's manifest where it is packed. Raises UserError where that was done with other settings."""
+        """The set's manifest where it is packed; what a merge that was killed has left behind goes. Raises UserError
+        where that was done with other settings."""
         path = Path(f"{self.prefix}.manifest.json")
         if not path.exists():
             return None
         manifest = Manifest.from_json(path.read_bytes(), str(path))
         self._check_settings(manifest.settings.get("pack", {}), f"rm {self.prefix}-??????.tar {self.prefix}.*")
+        shutil.rmtree(self.parts, ignore_errors=True)
         return manifest
 
     def begin(self) -> None:
@@ -127,14 +130,14 @@ class PartStore:
         lost: Counter[str] = Counter()
         for failure in failures:
             lost[failure.reason] += failure.examples
-        with atomic_file(Path(f"{self.prefix}.failures.jsonl")) as file:
+        with atomic_file(Path(f"{self.prefix}.failures.jsonl"), self.parts) as file:
             file.writelines(f"{json.dumps(failure.to_json())}\n".encode() for failure in failures)
         packed: Counter[int] = Counter()
         for record in records:
             packed.update(record.labels)
         if kept:
             rows = [(shard, *row) for shard, record in enumerate(kept) for row in record.rows]
-            with atomic_file(Path(f"{self.prefix}.index.npy")) as file:
+            with atomic_file(Path(f"{self.prefix}.index.npy"), self.parts) as file:
                 np.save(file, np.array(rows, dtype=INDEX_DTYPE), allow_pickle=False)
             manifest = Manifest(
                 dataset=self.plan.dataset,
@@ -149,9 +152,10 @@ class PartStore:
                     "dropped": self.plan.dropped,
                     "per_class": per_class(self.plan.classes, self.plan.asked, packed),
                     "hours": round(sum(record.seconds for record in kept) / 3600, 4),
+                    "hours_lost": round(sum(failure.seconds for failure in failures) / 3600, 4),
                 },
             )
-            with atomic_file(Path(f"{self.prefix}.manifest.json")) as file:
+            with atomic_file(Path(f"{self.prefix}.manifest.json"), self.parts) as file:
                 file.write(manifest.to_json().encode())
         # Another process may be merging too: it writes the same, and may have removed the folder already.
         shutil.rmtree(self.parts, ignore_errors=True)

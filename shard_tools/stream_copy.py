@@ -16,7 +16,7 @@ _STEADY = 0.25  # of a frame: how far a frame may be from its place at a constan
 
 def copy_stream(job: Job, settings: VideoSettings) -> Clip | Unpackable:
     """The clip that is all of a source's video stream: no sound, no metadata, not one picture encoded again."""
-    (video,), status, message = run_into_memory(lambda outputs: copy_command(job.path, *outputs), 1)
+    (video,), status, message = run_into_memory(lambda outputs: copy_command(job.path, job.source.stream, *outputs), 1)
     if status > 0:
         return Unpackable("not copyable", one_line(message, job.path))
     try:

@@ -17,6 +17,7 @@ from shard_tools.mp4_boxes import has_track, key_frames
 from shard_tools.source_video import count_decodable, one_line
 
 _PREROLLS = (30.0, float("inf"))  # seconds, for a source in which a shorter seek came out late
+_STILL = ("no video stream", "a still picture, such as the cover of a sound file")
 _CHUNK_BYTES = 2**26  # decoded at a time when a clip is proven
 
 
@@ -76,7 +77,10 @@ def transcode(jobs: Sequence[Job], settings: VideoSettings) -> list[Clip | Unpac
 
 
 def _transcode_one(job: Job, settings: VideoSettings) -> Clip | Unpackable:
+    job = replace(job, shared_seek=None)
     (video,), status, message = _run_ffmpeg([job], settings)
+    if status > 0 and "No such filter" in message:
+        return Unpackable("hdr", "this ffmpeg has no filter zscale, which HDR video needs: install one with libzimg")
     if status > 0:
         frames = job.source.seconds and round(job.source.seconds * job.source.fps)
         where = "" if job.span else f"decode error at frame {count_decodable(job.path)} of {frames or 'unknown'}: "
@@ -89,6 +93,8 @@ def _finish(job: Job, video: bytes, settings: VideoSettings) -> Clip | Unpackabl
     try:
         return _proven(job, video, settings)
     except LateStartError as error:
+        if job.shared_seek is not None:
+            return _transcode_one(job, settings)
         longer = [seconds for seconds in _PREROLLS if seconds > job.preroll]
         if not longer or not job.seek:
             return Unpackable("unreadable", str(error))
@@ -97,6 +103,8 @@ def _finish(job: Job, video: bytes, settings: VideoSettings) -> Clip | Unpackabl
 
 def _proven(job: Job, video: bytes, settings: VideoSettings) -> Clip | Unpackable:
     if not has_track(video):
+        if job.source.still:
+            return Unpackable(*_STILL)
         if job.seek:
             raise LateStartError("no frame could be decoded")
         return Unpackable("unreadable", "no frame could be decoded")
@@ -112,6 +120,8 @@ def _proven(job: Job, video: bytes, settings: VideoSettings) -> Clip | Unpackabl
 def checked_length(job: Job, clip: Clip, min_frames: int) -> Clip | Unpackable:
     """The clip, unless it is shorter than its source says, or too short."""
     source = job.source
+    if source.still and clip.frames == 1:
+        return Unpackable(*_STILL)
     if job.span is None and source.seconds and clip.frames / clip.fps < source.seconds - source.slack:
         got, said = round(clip.frames / clip.fps * source.fps), round(source.seconds * source.fps)
         return Unpackable("truncated", f"decode error at frame {got} of {said}")

@@ -8,8 +8,9 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise, repeat
 from multiprocessing.connection import Connection, wait
 from typing import Generic, TypeVar
 
@@ -28,7 +29,11 @@ class Lost:
 
 
 def run_ordered(
-    function: Callable[[Sequence[T]], Sequence[R]], tasks: Sequence[T], workers: int, limit_s: float, batch: int = 1
+    function: Callable[[Sequence[T]], Sequence[R]],
+    tasks: Sequence[T],
+    workers: int,
+    limit_s: float,
+    batches: Iterable[int] | None = None,
 ) -> Generator[R | Lost, None, None]:
     """Yields one result per task, in the order of the tasks; a bounded number of them is under way at a time.
 
@@ -38,12 +43,15 @@ def run_ordered(
     Args:
         function: takes some tasks and returns as many results; it must not depend on which tasks come together.
         limit_s: seconds that a call may take; its worker is killed then.
-        batch: how many tasks go into one call. Those of a call that was lost are tried again one by one.
+        batches: how many tasks go into each call, in turn, the sum being all of them; None for one each. The tasks of
+            a call that was lost are tried again one by one.
     """
-    chunks = deque((first, min(first + batch, len(tasks))) for first in range(0, len(tasks), batch))
+    ends = list(accumulate(repeat(1, len(tasks)) if batches is None else batches))
+    assert (ends[-1] if ends else 0) == len(tasks)
+    chunks = deque(pairwise([0, *ends]))
     results: dict[int, R | Lost] = {}
     pool: list[_Worker[T, R]] = []
-    window = max(2 * workers * batch, 32)
+    window = max(2 * workers * max((end - first for first, end in chunks), default=1), 32)
     following = 0
     try:
         while following < len(tasks):

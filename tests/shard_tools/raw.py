@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -34,8 +35,11 @@ _RENDERED = TemporaryDirectory(prefix="raw-videos-")
 _NUMBERS = count()
 
 
-def ffmpeg(*arguments: object) -> None:
-    subprocess.run(["ffmpeg", "-v", "error", "-y", *map(str, arguments)], check=True, stdin=subprocess.DEVNULL)
+def ffmpeg(*arguments: object, stdout: Path | None = None) -> None:
+    """Runs FFmpeg; what it writes to `pipe:1` goes to the file `stdout`."""
+    command = ["ffmpeg", "-v", "error", "-y", *map(str, arguments)]
+    with open(stdout or os.devnull, "wb") as file:
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=file)
 
 
 @lru_cache
@@ -52,8 +56,8 @@ def video(path: Path, source: str = PICTURES, seconds: float = 1.0, *options: st
 
 
 def counter_source(rate: str) -> str:
-    """Pictures of 192x96 that show their number in the film in twelve bars, the lowest bit at the left."""
-    return f"color=c=black:s=192x96:r={rate},geq=lum='if(mod(floor(N/pow(2,floor(X/16))),2),235,16)':cb=128:cr=128"
+    """Pictures of 96x48 that show their number in the film in twelve bars, the lowest bit at the left."""
+    return f"color=c=black:s=96x48:r={rate},geq=lum='if(mod(floor(N/pow(2,floor(X/8))),2),235,16)':cb=128:cr=128"
 
 
 def read_counter(frame: np.ndarray) -> int:

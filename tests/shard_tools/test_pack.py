@@ -1,12 +1,15 @@
 """The pack commands from raw files to shards: what is in them, resuming, parts, failures, exit codes."""
 
+import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,7 @@ import webdataset
 from torchcodec.decoders import VideoDecoder
 
 from data.errors import UserError
-from shard_tools import pack_kinetics
+from shard_tools import cli, pack_kinetics
 from tests.shard_tools.raw import PICTURES, counter_source, ffmpeg, read_counter, run_command, video
 
 ROOT = Path(__file__).parents[2]
@@ -222,6 +225,32 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(world):
     assert not list(world.out.rglob("*.tmp"))
 
 
+def test_a_full_disk_is_said_and_packing_goes_on_once_there_is_space(world, monkeypatch, capsys):
+    many(world)
+    world.kinetics(ROWS, "--samples-per-shard", 2)
+    whole = world.contents()
+    shutil.rmtree(world.out)
+    syncs = count()
+
+    def sync(file):
+        if next(syncs) == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    command = ["pack_kinetics.py", "--annotations", world.folder / "kinetics.csv", "--videos", world.videos, "--out"]
+    command += [world.out, "--split", "train", "--samples-per-shard", "2"]
+    monkeypatch.setattr(sys, "argv", [str(word) for word in command])
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # of this process; workers have their own
+    with pytest.raises(SystemExit) as caught:
+        cli.main(pack_kinetics.options(), pack_kinetics.make_plan)
+    assert caught.value.code == 1
+    assert f"no space left for {world.out} (disk full, or over quota)" in capsys.readouterr().err
+    left = world.contents()
+    assert {n: c for n, c in left.items() if n.endswith(".tar")}.items() <= whole.items()
+    assert not any(name.endswith((".tmp", "manifest.json")) for name in left)
+    assert world.kinetics(ROWS, "--samples-per-shard", 2) == 0 and world.contents() == whole
+
+
 def test_what_cannot_be_packed_is_listed_with_its_reason(world):
     good = video(world.videos / "good.mp4")
     (world.videos / "empty.mp4").touch()
@@ -265,6 +294,21 @@ def test_a_video_that_takes_too_long_is_a_failure(world, monkeypatch):
     assert world.kinetics(ROWS[:2], "--time-limit", 2, "--max-failures", 0.5) == 0
     assert time.monotonic() - begin < 20
     assert world.failures("kinetics-train") == {"train/pull_ups/id_1_000000_000010.mp4": "timeout"}
+
+
+def test_the_summary_says_what_came_in_what_was_lost_and_what_decoding_costs(world, capsys):
+    many(world, 4)
+    video(world.videos / "short.mp4", PICTURES, 0.4)
+    assert world.kinetics([*ROWS[:4], "c,short,0,10,train", "c,none,0,10,train"], "--max-failures", 1) == 0
+    shown = capsys.readouterr().out
+    assert "in:     6 clips, 0.00 h of video that could be read" in shown
+    assert "packed: 4 clips, 0.00 h, 1 shards" in shown
+    assert "lost:   2 clips (33.3%): missing 1, too short 1; list: " in shown
+    assert "1 of 3 classes of which nothing is left: c" in shown
+    assert re.search(r"one thread, median of 4 clips: [\d.]+ ms from the original, [\d.]+ ms packed", shown)
+    manifest = world.shards("kinetics-train").manifest
+    assert manifest.settings["hours"] == 0.0011 and manifest.settings["hours_lost"] == 0.0001
+    assert manifest.settings["per_class"] == [[2, 2], [2, 0], [2, 2]]
 
 
 def test_a_shard_of_which_nothing_is_left_has_no_tar(world):

@@ -1,12 +1,16 @@
 """Cutting movies: which keyframes go together, and that each second is the frame it should be."""
 
+import os
+import shutil
+
 import numpy as np
 import pytest
 from torchcodec.decoders import VideoDecoder
 
+from shard_tools import segments
 from shard_tools.failures import Failure
 from shard_tools.keyframe_labels import KeyframeLabels
-from shard_tools.segments import Cut, plan_clip_segments, plan_segments
+from shard_tools.segments import Cut, plan_clip_segments, plan_segments, segment_runs
 from shard_tools.video_files import VideoFiles
 from tests.shard_tools.raw import counter_source, ffmpeg, read_counter, video
 
@@ -63,7 +67,12 @@ def frames_of_keyframes(world, name):
 
 @pytest.mark.parametrize("fps", [None, "10"])
 def test_the_packed_keyframe_is_the_movie_at_that_second(world, fps):
-    rates = {"film": 24000 / 1001, "pal": 25, "ntsc": 30000 / 1001, "stream": 25}
+    rates = {"film": 24000 / 1001, "cine": 24, "pal": 25, "ntsc": 30000 / 1001, "pc": 30, "stream": 25, "vfr": 25}
+    # Of some seconds three frames in five are missing, of one all but the first.
+    gaps = ",select='lt(mod(n,100),30)+gt(mod(n,100),60)+eq(mod(n,5),0)-between(n,126,149)'"
+    video(world.videos / "vfr.mp4", counter_source("25") + gaps, 20.0, "-vsync", "vfr", "-pix_fmt", "yuv420p")
+    video(world.videos / "cine.mkv", counter_source("24"), 20.0, "-g", "250", "-pix_fmt", "yuv420p")
+    video(world.videos / "pc.webm", counter_source("30"), 20.0, "-c:v", "libvpx", "-deadline", "realtime")
     video(world.videos / "film.mp4", counter_source("24000/1001"), 20.0, "-g", "90", "-pix_fmt", "yuv420p")
     pal = video(world.videos / "pal.mkv", counter_source("25"), 20.0, "-g", "250", "-pix_fmt", "yuv420p")
     video(world.videos / "ntsc.mp4", counter_source("30000/1001"), 20.0, "-bf", "3", "-pix_fmt", "yuv420p")
@@ -74,6 +83,37 @@ def test_the_packed_keyframe_is_the_movie_at_that_second(world, fps):
     assert len(shown) == len(rows)
     for name, second, number in shown:
         assert abs(number - (second - 900) * rates[name]) <= (0.5 if name in ("film", "ntsc") else 0), (name, second)
+
+
+def test_a_movie_is_read_in_runs_and_each_segment_is_as_if_cut_alone(world, monkeypatch):
+    for name, rate in (("film", "24000/1001"), ("pal", "25")):
+        video(world.videos / f"{name}.mp4", counter_source(rate), 20.0, "-g", "90", "-pix_fmt", "yuv420p")
+    rows = [f"{v},{t:04d},0.1,0.2,0.5,0.9,12,1" for v in ("film", "pal") for t in range(901, 919)]
+    calls = world.folder / "calls"
+    program = world.folder / "bin" / "ffmpeg"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$*" >> {calls}\nexec {shutil.which("ffmpeg")} "$@"\n')
+    program.chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+        assert world.ava(rows, "--samples-per-shard", 2) == 0
+    assert calls.read_text().count(f"-i file:{world.videos}") == 2, "each movie once, for its three segments"
+    together = world.contents()
+    shutil.rmtree(world.out)
+    monkeypatch.setattr(segments, "SEGMENTS_PER_RUN", 1)
+    for part in ("1/2", "0/2"):
+        assert world.ava(rows, "--samples-per-shard", 2, "--part", part) == 0
+    assert world.contents() == together
+    assert len(world.shards("ava-train").manifest.shards) == 3
+
+
+def test_runs_end_with_the_movie_at_their_length_and_at_a_gap(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.mp4").touch()
+    stamps = {"a": [*range(902, 990)], "b": [902, 910, 1000, 1004]}
+    videos = {name: [KeyframeLabels(float(stamp)) for stamp in found] for name, found in stamps.items()}
+    made, _ = plan_segments(videos, VideoFiles(tmp_path), CUT)
+    assert segment_runs(made) == [8, 3, 2, 2]
 
 
 def test_whole_films_begin_at_second_0_and_keyframes_beyond_the_end_are_lost(world):

@@ -60,6 +60,7 @@ def test_a_rotated_video_counts_as_shown(tmp_path):
         (b"ffconcat version 1.0\nfile /etc/passwd\n", "unreadable"),
         (b"\x00\x00\x00\x18ftypisom" + b"\x00" * 500, "unreadable"),
         (b"\x1aE\xdf\xa3" + bytes(range(256)), "unreadable"),
+        (b"\x00\x00\x00\x01\x67" + bytes(range(256)), "unreadable"),
     ],
 )
 def test_what_is_no_video_is_refused_with_a_reason(tmp_path, content, reason):
@@ -82,3 +83,13 @@ def test_missing_and_too_large_files_are_refused(tmp_path):
         probe(str(tmp_path / "none.mp4"), PIXELS)
     with pytest.raises(Unpackable, match="128x96 is more than 100 pixels"):
         probe(str(video(tmp_path / "x.mp4")), 100)
+
+
+@pytest.mark.parametrize("sound", [False, True])
+def test_a_length_of_the_file_alone_counts_exactly_where_there_is_no_sound(tmp_path, sound):
+    film = video(tmp_path / "film.webm", "testsrc2=s=128x96:r=25", 2.0, "-c:v", "libvpx", "-deadline", "realtime")
+    if sound:
+        tone = ("-f", "lavfi", "-i", "sine=d=2", "-c:v", "copy", "-c:a", "libvorbis")
+        ffmpeg("-i", film, *tone, tmp_path / "x.webm")
+        film = tmp_path / "x.webm"
+    assert (probe(str(film), PIXELS).slack > 1) == sound

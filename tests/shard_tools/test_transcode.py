@@ -103,6 +103,9 @@ def test_rotation_is_applied(tmp_path):
             ("-vf", "scale=out_color_matrix=bt709", "-pix_fmt", "yuv420p", "-preset", "ultrafast"),
         ),
         ("128x96", ("-vf", "scale=out_color_matrix=bt709", "-pix_fmt", "yuv444p", "-colorspace", "bt709")),
+        ("128x96", ("-c:v", "libx264rgb")),
+        ("128x96", ("-vf", "scale=out_color_matrix=bt2020", "-pix_fmt", "yuv420p", "-colorspace", "bt2020nc")),
+        ("128x96", ("-c:v", "mjpeg", "-q:v", "2", "-pix_fmt", "yuvj422p")),
     ],
 )
 def test_colours_stay_whatever_matrix_range_and_depth_the_source_has(tmp_path, size, options):
@@ -117,6 +120,56 @@ def test_colours_stay_whatever_matrix_range_and_depth_the_source_has(tmp_path, s
     for i, colour in enumerate(colours):
         got = shown[:, shown.shape[1] // 2, int((i + 0.5) * shown.shape[2] / 4)]
         assert np.abs(got.astype(int) - colour).max() <= 6, (colour, got)
+
+
+@pytest.mark.parametrize(
+    ("transfer", "code", "low", "high"), [("smpte2084", 509, 140, 220), ("arib-std-b67", 460, 90, 140)]
+)
+def test_hdr_light_becomes_plain(tmp_path, transfer, code, low, high):
+    # Grey of 100 nits is 509 of 1023 in PQ, which read as if it were plain would be 127; HLG is made to look alike in
+    # its lower half, 460 being 115.
+    grey = f"color=black:s=128x96:r=15,format=yuv420p10le,geq=lum={64 + code * 876 // 1023}:cb=512:cr=512"
+    colours = f"log-level=none:colorprim=bt2020:transfer={transfer}:colormatrix=bt2020nc"
+    options = ("-pix_fmt", "yuv420p10le", "-c:v", "libx265", "-x265-params", colours)
+    source = video(tmp_path / "x.mp4", grey, 0.6, *options)
+    clip = made(source)
+    shown = picture(clip).mean(axis=(1, 2))
+    assert np.ptp(shown) < 4 and low < shown.mean() < high
+    assert stream(clip, tmp_path, "stream=pix_fmt,color_range,color_space,color_primaries,color_transfer") == (
+        "yuv420p,tv,bt709,bt709,bt709"
+    )
+
+
+def test_interlaced_frames_are_joined_and_others_left_alone(tmp_path):
+    # A bar that moves: the two fields of a frame are of different times and leave combs.
+    bar = "color=black:s=128x96:r=50,drawbox=x=0:y=0:w=24:h=96:color=white:t=fill,scroll=h=0.06"
+    moving = f"{bar},tinterlace=interleave_top"
+    options = ("-c:v", "mpeg2video", "-flags", "+ilme+ildct", "-q:v", "1", "-r", "25")
+    source = video(tmp_path / "x.mpg", moving, 1.0, *options)
+    frame = picture(made(source), 12).mean(axis=0)
+    combs = np.abs(frame[1:-1] - (frame[:-2] + frame[2:]) / 2).max()
+    raw = VideoDecoder(str(source))[12].numpy().mean(axis=0)
+    assert np.abs(raw[1:-1] - (raw[:-2] + raw[2:]) / 2).max() > 150, "the source has combs"
+    assert combs < 80
+
+
+def test_the_stream_that_a_player_would_show_is_taken(tmp_path):
+    cover = tmp_path / "cover.jpg"
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=s=64x64:d=1", "-frames:v", 1, cover)
+    film = video(tmp_path / "film.mp4")
+    both = ("-map", "0", "-map", "1", "-c", "copy")
+    ffmpeg("-i", cover, "-i", film, *both, "-disposition:v:0", "attached_pic", tmp_path / "x.mkv")
+    assert made(tmp_path / "x.mkv").frames == 15
+    ffmpeg("-f", "lavfi", "-i", "sine=d=1", "-i", cover, "-map", 0, "-map", 1, "-c:v", "copy", "-disposition:v:0",
+           "attached_pic", tmp_path / "song.mp4")  # fmt: skip
+    with pytest.raises(Unpackable, match=r"no video stream.*still picture"):
+        made(tmp_path / "song.mp4")
+
+
+def test_an_avi_from_a_pipe_has_no_number_of_frames(tmp_path):
+    film = video(tmp_path / "film.mp4")
+    ffmpeg("-i", film, "-c", "copy", "-f", "avi", "pipe:1", stdout=tmp_path / "x.avi")
+    assert made(tmp_path / "x.avi").frames >= 14
 
 
 def test_a_variable_rate_becomes_constant_and_keeps_its_time(tmp_path):

@@ -36,6 +36,10 @@ def start_sleep(tasks):
     return tasks
 
 
+def sizes(tasks, batch):
+    return [min(batch, tasks - first) for first in range(0, tasks, batch)]
+
+
 def alive(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -52,7 +56,7 @@ def wait_until(condition, seconds=10.0):
 
 @pytest.mark.parametrize(("workers", "batch"), [(1, 1), (3, 1), (2, 4), (5, 3)])
 def test_results_come_in_order(workers, batch):
-    assert list(run_ordered(double, range(50), workers, 30, batch)) == [2 * n for n in range(50)]
+    assert list(run_ordered(double, range(50), workers, 30, sizes(50, batch))) == [2 * n for n in range(50)]
 
 
 def test_nothing_to_do():
@@ -65,7 +69,7 @@ def test_nothing_to_do():
 @pytest.mark.parametrize("batch", [1, 4])
 def test_a_bad_task_is_lost_alone(bad, lost, batch):
     tasks = ["a", "b", bad, "d", "e", "f"]
-    results = list(run_ordered(mischief, tasks, 2, 0.5, batch))
+    results = list(run_ordered(mischief, tasks, 2, 0.5, sizes(6, batch)))
     assert results[2] == lost
     assert [result[0] for n, result in enumerate(results) if n != 2] == ["a", "b", "d", "e", "f"]
     if batch == 4:
