@@ -50,7 +50,7 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
     out = weights.parent.parent if weights.parent.name == "checkpoints" else weights
     recipe = rank.together(lambda: read_recipe(args, out, weights))
     model, config = rank.together(lambda: read_model(weights))
-    tasks = rank.together(lambda: open_validation(recipe, args.task, config))
+    tasks = rank.together(lambda: open_validation(recipe, args.task, config, rank.first))
 
     results = evaluate_tasks(model.to(rank.device), tasks, rank, recipe, limit=args.limit)
 
@@ -86,8 +86,10 @@ def read_model(weights: Path) -> tuple[CofinetuneModel, dict[str, Any]]:
         raise UserError(str(error)) from error
 
 
-def open_validation(recipe: Recipe, names: Sequence[str] | None, config: dict[str, Any]) -> list[Task]:
-    """The tasks to evaluate, checked against the model's configuration.
+def open_validation(
+    recipe: Recipe, names: Sequence[str] | None, config: dict[str, Any], check: bool = True
+) -> list[Task]:
+    """The tasks to evaluate, checked against the model's configuration; `check` as in `open_tasks`.
 
     Raises:
         UserError: no such task, no validation shards at all, or a model that was trained for other clips or classes.
@@ -96,7 +98,7 @@ def open_validation(recipe: Recipe, names: Sequence[str] | None, config: dict[st
         if name not in recipe.tasks:
             raise UserError(f"--task {name}: the recipe's tasks are {', '.join(recipe.tasks)}")
     recipe.tasks = {name: task for name, task in recipe.tasks.items() if not names or name in names}
-    tasks = [task for task in open_tasks(recipe, train=False) if task.val is not None]
+    tasks = [task for task in open_tasks(recipe, train=False, check=check) if task.val is not None]
     if not tasks:
         raise UserError(f"none of the tasks {', '.join(recipe.tasks)} has val_shards: there is nothing to evaluate on")
     for key in ("num_frames", "image_size"):

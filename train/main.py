@@ -65,7 +65,7 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
         return StepPlan(recipe, rank.world)
 
     plan = rank.together(check)
-    tasks = rank.together(lambda: open_tasks(recipe))
+    tasks = rank.together(lambda: open_tasks(recipe, check=rank.first))
     resumed = checkpoints.newest()
     config = rank.together(lambda: model_config(recipe, tasks, resumed))
     model = rank.together(lambda: build_model(recipe, config, init=resumed is None))

@@ -1,10 +1,9 @@
 """Tasks: a dataset with its loss. What a kind of task is to training stands here and nowhere else."""
 
 import math
-import os
+import sys
 from dataclasses import dataclass
 
-import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -15,9 +14,8 @@ from data.mixture import build_mixture
 from data.shard_cache import GB, ShardCache
 from data.shards import ClassInfo, ShardSet
 from data.storage import is_remote
+from train.check_set import check_set
 from train.recipe import Recipe, TaskRecipe, load_recipe, view_config
-
-CHECKED_ROWS = 2**18
 
 
 @dataclass(frozen=True)
@@ -48,8 +46,12 @@ class Task:
         return batch.labels.shape[0]
 
 
-def open_tasks(recipe: Recipe, train: bool = True, val: bool = True) -> list[Task]:
+def open_tasks(recipe: Recipe, train: bool = True, val: bool = True, check: bool = True) -> list[Task]:
     """Opens the training and the validation shards of all tasks of a recipe.
+
+    Args:
+        check: also look at every tar and index row (see `check_set`), and warn on stderr of what is damaged. One rank
+            is enough: a thousand that ask for the size of ten thousand files bring a file system to its knees.
 
     Raises:
         UserError: shards that are not there, or of another kind or other classes than their task; the message says
@@ -61,6 +63,11 @@ def open_tasks(recipe: Recipe, train: bool = True, val: bool = True) -> list[Tas
     if any(map(is_remote, prefixes)):
         cache = ShardCache(recipe.cache.folder, recipe.cache.max_gb * GB)
     tasks = [_open(name, task, recipe, cache, train, val) for name, task in recipe.tasks.items()]
+    for task in tasks if check else []:
+        for key, data in (("shards", task.train), ("val_shards", task.val)):
+            warning = check_set(f"tasks.{task.name}.{key}", data.shards, recipe.max_bad_share) if data else None
+            if warning is not None:
+                print(f"warning: {warning}", file=sys.stderr, flush=True)
     if cache is not None and recipe.cache.whole_shards:
         _check_room(tasks, recipe, cache)
     return tasks
@@ -101,7 +108,6 @@ def _open(name: str, task: TaskRecipe, recipe: Recipe, cache: ShardCache | None,
             raise UserError(f"tasks.{name}.kind={task.kind}, but {key}={prefix} is a {shards.manifest.kind} set")
         if len(shards) == 0:
             raise UserError(f"tasks.{name}.{key}={prefix} holds no examples")
-        _check_files(f"tasks.{name}.{key}", shards)
         opened[key] = TaskData(name, task.kind, shards if recipe.cache.whole_shards else shards.by_range(), view)
     classes = {key: data.shards.manifest.classes for key, data in opened.items()}
     if len(classes) == 2 and classes["shards"] != classes["val_shards"]:
@@ -110,44 +116,6 @@ def _open(name: str, task: TaskRecipe, recipe: Recipe, cache: ShardCache | None,
             f"({len(classes['val_shards'])} classes) do not have the same list of classes; pack both with one list"
         )
     return Task(name, task, next(iter(classes.values()), []), opened.get("shards"), opened.get("val_shards"))
-
-
-def _check_files(where: str, shards: ShardSet) -> None:
-    """Raises UserError where the index or tars are missing, cut short or of another set: better now than as bad clips,
-    hours later."""
-    infos = shards.manifest.shards
-    wrong = []
-    for number, shard in enumerate(infos):
-        path = shards.shard_path(number)
-        if is_remote(path):
-            break
-        try:
-            size = os.stat(path.removeprefix("file://")).st_size
-            if size != shard.bytes:
-                wrong.append(f"{path} has {size} bytes and not {shard.bytes}")
-        except OSError as error:
-            wrong.append(f"{path}: {error.strerror}")
-    if wrong:
-        raise UserError(
-            f"{where}: {len(wrong)} of {len(infos)} tars of {shards.prefix} are missing or not what the manifest says: "
-            f"{', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}; copy them again, or pack again"
-        )
-    sizes = np.array([shard.bytes for shard in infos], dtype=np.uint64)
-    outside = 0
-    # In pieces: every rank does this, and an index of millions of rows is shared memory only as long as it is a map.
-    for start in range(0, len(shards.index), CHECKED_ROWS):
-        index = shards.index[start : start + CHECKED_ROWS]
-        fits = index["shard"] < len(infos)
-        room = sizes[np.where(fits, index["shard"], 0)]
-        for part in ("json", "video"):
-            length = index[f"{part}_bytes"].astype(np.uint64)
-            fits &= (length <= room) & (index[f"{part}_offset"] <= room - np.minimum(length, room))
-        outside += int((~fits).sum())
-    if outside:
-        raise UserError(
-            f"{where}: {shards.prefix}.index.npy is not of these tars: {outside} of {len(shards.index)} examples lie"
-            " outside of them; copy it again, or pack again"
-        )
 
 
 def _toy_hint(prefix: str) -> str:

@@ -213,6 +213,16 @@ def test_a_set_that_is_not_whole_is_told_before_the_run(world, tmp_path, damage,
         open_tasks(recipe)
 
 
+def test_damage_that_a_run_can_bear_is_a_warning(world, tmp_path, capsys):
+    shards = make_classification_set(tmp_path, "kinetics", "train")
+    tar = tmp_path / shards.manifest.shards[0].name
+    tar.write_bytes(tar.read_bytes()[:2000])
+    recipe = load_recipe(world / "recipe.yaml", [f"tasks.kinetics.shards={tmp_path}/kinetics-train", "max_bad_share=1"])
+    assert len(open_tasks(recipe, check=False)) == 2 and capsys.readouterr().err == ""
+    assert len(open_tasks(recipe)) == 2
+    assert "warning: tasks.kinetics.shards: 1 of" in (told := capsys.readouterr().err) and "cannot be read" in told
+
+
 def test_without_shards_it_says_what_to_run(tmp_path):
     """The first thing that a newcomer may type."""
     done = run(

@@ -1,0 +1,72 @@
+"""Looks at the files of a shard set before a run: what is missing or cut short is told now and not hours later."""
+
+import os
+
+import numpy as np
+
+from data.errors import UserError
+from data.shards import ShardSet
+from data.storage import is_remote, local_path
+
+SHOWN = 3
+ROWS = 2**18
+"""Rows of an index that are looked at together: an index of millions of rows is shared memory only as long as it is a
+map."""
+
+
+def check_set(where: str, shards: ShardSet, max_bad_share: float) -> str | None:
+    """Compares tars and index with the manifest. Tars behind a URL are verified when they are fetched.
+
+    Args:
+        where: names the set in messages.
+        max_bad_share: share of the examples that may lie in damaged tars, as in a recipe.
+
+    Returns:
+        a warning for damaged tars whose samples a run can replace; None where all is well.
+
+    Raises:
+        UserError: more damage than that, or an index of other tars.
+    """
+    _check_index(where, shards)
+    infos = shards.manifest.shards
+    wrong, lost = [], 0
+    for number, shard in enumerate(infos):
+        path = shards.shard_path(number)
+        if is_remote(path):
+            return None
+        try:
+            size = os.stat(local_path(path)).st_size
+            if size == shard.bytes:
+                continue
+            wrong.append(f"{path} has {size} bytes and not {shard.bytes}")
+        except OSError as error:
+            wrong.append(f"{path}: {error.strerror}")
+        lost += shard.examples
+    if not wrong:
+        return None
+    told = f"{', '.join(wrong[:SHOWN])}{', ...' if len(wrong) > SHOWN else ''}"
+    damage = f"{where}: {len(wrong)} of {len(infos)} tars of {shards.prefix} are missing or not what the manifest says"
+    if lost > max_bad_share * len(shards):
+        raise UserError(
+            f"{damage}, more than max_bad_share={max_bad_share} allows: {told}; copy them again, or pack again"
+        )
+    return f"{damage}: {told}; up to {lost} of {len(shards)} examples cannot be read"
+
+
+def _check_index(where: str, shards: ShardSet) -> None:
+    infos = shards.manifest.shards
+    sizes = np.array([shard.bytes for shard in infos], dtype=np.uint64)
+    outside = 0
+    for start in range(0, len(shards.index), ROWS):
+        index = shards.index[start : start + ROWS]
+        fits = index["shard"] < len(infos)
+        room = sizes[np.where(fits, index["shard"], 0)]
+        for part in ("json", "video"):
+            length = index[f"{part}_bytes"].astype(np.uint64)
+            fits &= (length <= room) & (index[f"{part}_offset"] <= room - np.minimum(length, room))
+        outside += int((~fits).sum())
+    if outside:
+        raise UserError(
+            f"{where}: {shards.prefix}.index.npy is not of these tars: {outside} of {len(shards.index)} examples lie"
+            " outside of them; copy it again, or pack again"
+        )
