@@ -1,7 +1,7 @@
-# make setup | demo | test | lint | clean. Every line that it runs is one that a user can type.
+# make setup | demo | test | lint | bench | clean. Every line that it runs is one that a user can type.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test lint bench clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,6 +20,7 @@ help:
 	@echo "make demo    set-up, then the whole path on the toy world, in minutes on two CPU cores"
 	@echo "make test    set-up, then all tests"
 	@echo "make lint    ruff and mypy"
+	@echo "make bench   all benchmarks, each a table against peers; minutes each (BENCH=loader: one of benchmarks/)"
 	@echo "make clean   removes the demo's files (demo/), not .venv"
 
 setup:
@@ -82,6 +83,12 @@ demo: setup
 	@echo "TensorBoard  $(BIN)/tensorboard --logdir $(RUN)/tensorboard"
 	@echo "checkpoint   $(RUN)/checkpoints/$$(cat $(RUN)/checkpoints/latest)"
 	@echo "metrics      $(RUN)/eval/metrics.json"
+
+BENCH ?= packing packing_plan loader loader_scale loader_memory index_scale model
+
+bench: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
+	for name in $(BENCH); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 clean:
 	rm -rf demo
