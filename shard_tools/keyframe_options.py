@@ -19,7 +19,10 @@ def add_options(parser: argparse.ArgumentParser, example: str) -> None:
     parser.add_argument("--excluded", metavar="CSV", help="keyframes to leave out: video_id,timestamp")
     shown = "person boxes with scores, SlowFast's CSV or mmaction2's pickle; all scores are kept, training chooses"
     parser.add_argument("--proposals", metavar="CSV|PKL", help=shown)
-    shown = "seconds of film before the first and after the last keyframe of a segment (default: %(default)s)"
+    shown = (
+        "seconds of film before the first and after the last keyframe of a segment, or half of --window where that is"
+        " more (default: %(default)s)"
+    )
     parser.add_argument("--margin", type=seconds, default=1.5, metavar="S", help=shown)
     shown = (
         "span in frames of the clip that training takes around a keyframe, frames times stride; a codec key frame is"

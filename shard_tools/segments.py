@@ -27,7 +27,7 @@ class Cut:
 
     Attributes:
         movie_start: second of the movie at which its file begins.
-        margin: seconds of film before the first and after the last keyframe of a segment.
+        margin: seconds of film before the first and after the last keyframe of a segment; half a window at least.
         window: frames of the clip that training takes around a keyframe, all frames of its span counted; a key frame
             of the codec is put where each such clip starts.
     """
@@ -66,8 +66,7 @@ class Segment(Item):
                 "outside the file", f"the file has {source.seconds:.1f} s, this begins at {float(first):g} s"
             )
         frames = self._frames(fps)
-        before = min(self.cut.window // 2, self._margin(fps))
-        keys = sorted({max(frame - before, 0) for frame in frames})
+        keys = sorted({max(frame - self.cut.window // 2, 0) for frame in frames})
         return Span(first - frames[0] / fps, frames[-1] + self._margin(fps) + 1, tuple(keys))
 
     def finish(self, source: Source, clip: Clip) -> tuple[dict[str, Any], int, list[Failure]]:
@@ -97,7 +96,8 @@ class Segment(Item):
         return Fraction(f"{self.keyframes[number].timestamp - self.cut.movie_start:.6f}")
 
     def _margin(self, fps: Fraction) -> int:
-        return math.ceil(Fraction(self.cut.margin) * fps)
+        """Frames of film around the keyframes: never less than a clip takes, however few make a second."""
+        return max(math.ceil(Fraction(self.cut.margin) * fps), self.cut.window // 2)
 
     def _frames(self, fps: Fraction) -> list[int]:
         """Frame numbers of the keyframes in the segment."""

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from shard_tools import segments
 from shard_tools.failures import Failure
 from shard_tools.keyframe_labels import KeyframeLabels
 from shard_tools.segments import Cut, plan_clip_segments, plan_segments, segment_runs
+from shard_tools.source_video import Source
 from shard_tools.video_files import VideoFiles
 from tests.shard_tools.raw import counter_source, ffmpeg, read_counter, video
 
@@ -29,6 +31,15 @@ def test_up_to_eight_keyframes_whose_clips_touch_go_together(tmp_path):
     assert stamps == [[*range(902, 910)], [910, 911, 914], [918, 921], [925]]
     assert [segment.key for segment in segments] == ["v_0902", "v_0910", "v_0918", "v_0925"]
     assert not lost
+
+
+@pytest.mark.parametrize(("fps", "around"), [(30, 45), (24, 36), (15, 32), (6, 32)])
+def test_each_keyframe_finds_its_whole_clip_at_any_rate(tmp_path, fps, around):
+    _, (segment,), _ = plan(tmp_path, [920, 921])
+    source = Source(640, 480, Fraction(fps), 900.0, 0.1, "auto")
+    span = segment.span(source, Fraction(fps))
+    assert (around, span.frames) == (segment._frames(Fraction(fps))[0], 2 * around + fps + 1)
+    assert span.start == 20 - Fraction(around, fps) and span.key_frames == (around - 32, around - 32 + fps)
 
 
 def test_keyframes_before_the_file_and_missing_movies_are_lost_and_named(tmp_path):
