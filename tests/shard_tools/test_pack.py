@@ -140,13 +140,13 @@ def test_ava_samples_hold_boxes_labels_persons_and_proposals(world):
     first, second = sample["keyframes"]
     assert first == {
         "timestamp": 902.0,
-        "frame": 23,
+        "frame": 30,
         "boxes": [[0.1, 0.2, 0.5, 0.9]],
         "labels": [[12, 80]],
         "person_ids": [1],
         "proposals": [[0.1, 0.2, 0.5, 0.9, 0.25]],
     }
-    assert (second["frame"], second["boxes"], second["proposals"]) == (38, [], [[0.3, 0.2, 0.6, 0.9, 0.97]])
+    assert (second["frame"], second["boxes"], second["proposals"]) == (45, [], [[0.3, 0.2, 0.6, 0.9, 0.97]])
     shards = world.shards("ava-val")
     assert [(c.id, c.name) for c in shards.manifest.classes] == [
         (12, "stand"),
