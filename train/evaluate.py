@@ -57,6 +57,8 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
     rank.together(lambda: write(out / "eval", weights, tasks, results) if rank.first else None)
     if rank.first:
         print(table(results))
+        for line in lost_at_packing(tasks):
+            print(line)
         print(f"written: {out / 'eval' / 'metrics.json'}")
 
 
@@ -144,6 +146,7 @@ def describe(task: Task, result: Result) -> dict[str, Any]:
         "metrics": {name: number_or_null(value) for name, value in result.metrics.items()},
         "chance": {name: number_or_null(value) for name, value in result.chance.items()},
         "counts": {**result.counts, "failed": len(result.failures)},
+        "lost_at_packing": task.val.shards.manifest.failures if task.val is not None else {},
         "failures": [{"key": bad.key, "reason": bad.reason} for bad in result.failures],
         "per_class": result.per_class,
         **({"protocol": DEFAULT_PROTOCOL} if task.recipe.kind == "localisation" else {}),
@@ -165,6 +168,28 @@ def table(results: dict[str, Result]) -> str:
             lines += [f"  {bad.key}: {bad.reason}" for bad in result.failures[:SHOWN_FAILURES]]
             lines += ["  and so on: see metrics.json"] if count > SHOWN_FAILURES else []
     return "\n".join(lines)
+
+
+def lost_at_packing(tasks: Sequence[Task]) -> list[str]:
+    """A note per task whose validation set was not packed whole: what is not in the shards is in no figure."""
+    notes = []
+    for task in tasks:
+        assert task.val is not None
+        manifest = task.val.shards.manifest
+        lost, unit = sum(manifest.failures.values()), "keyframes" if manifest.kind == "localisation" else "clips"
+        if not lost:
+            continue
+        reasons = ", ".join(f"{name} {count}" for name, count in manifest.failures.items())
+        remedy = (
+            f"; train/ava_map.py on {task.name}_detections.csv and the original annotations counts them as missed"
+            if manifest.kind == "localisation"
+            else ""
+        )
+        notes.append(
+            f"note: {task.name}: {lost} of {lost + manifest.examples} {unit} were lost at packing ({reasons}) and are"
+            f" in no figure{remedy}"
+        )
+    return notes
 
 
 def _percent(value: float) -> str:

@@ -233,6 +233,19 @@ def save_run(world: Path, run: Path) -> Recipe:
     return recipe
 
 
+def test_what_was_lost_at_packing_is_told(world):
+    from train import evaluate
+
+    tasks = [task for task in open_tasks(recipe_of(world), train=False) if task.val is not None]
+    assert evaluate.lost_at_packing(tasks) == []
+    examples = {task.name: len(task.val.shards) for task in tasks}
+    for task in tasks:
+        task.val.shards.manifest.failures.update({"missing": 2, "truncated": 1})
+    clips, people = evaluate.lost_at_packing(tasks)
+    assert f"clips: 3 of {3 + examples['clips']} clips were lost at packing (missing 2, truncated 1)" in clips
+    assert f"3 of {3 + examples['people']} keyframes were lost" in people and "people_detections.csv" in people
+
+
 def test_the_command_writes_metrics_and_files_that_give_the_same_map(world, tmp_path, capsys):
     save_run(world, tmp_path / "run")
     done = subprocess.run(
