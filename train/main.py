@@ -14,6 +14,7 @@ from train.launch import Rank, command, init_distributed, parse_args
 from train.loop import StepPlan, train
 from train.model import build_model, describe_init, model_config
 from train.optim import build_optimizer
+from train.plan import PEAK_TFLOPS, UTILISATION, describe_plan, make_plan
 from train.recipe import Recipe, dump_recipe, load_recipe
 from train.run_log import RunLog, describe
 from train.tasks import mixture, open_tasks
@@ -43,6 +44,27 @@ def parser() -> argparse.ArgumentParser:
         help="go on from the newest checkpoint of the recipe's `out`, or start where there is none (default: an `out` "
         "that holds checkpoints is refused)",
     )
+    p.add_argument(
+        "--plan",
+        action="store_true",
+        help="print what the run takes (epochs, steps, memory, operations, hours) and end; reads no video, and goes "
+        "without shards too",
+    )
+    p.add_argument("--plan-ranks", type=int, metavar="N", help="ranks to plan for (default: those started)")
+    p.add_argument(
+        "--plan-tflops",
+        type=float,
+        default=PEAK_TFLOPS,
+        metavar="X",
+        help="peak of a rank's device, 10^12 operations a second (default: %(default)g, an H100 SXM in dense bf16)",
+    )
+    p.add_argument(
+        "--plan-utilisation",
+        type=float,
+        default=UTILISATION,
+        metavar="SHARE",
+        help="share of the peak that training reaches (default: %(default)g, an assumption)",
+    )
     p.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it
     p.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the recipe, as in optim.lr=1e-4")
     return p
@@ -54,6 +76,14 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
         logging.basicConfig(format="%(message)s")
         logging.getLogger("models").setLevel(logging.INFO)
     recipe = rank.together(lambda: load_recipe(args.recipe, args.overrides))
+    if args.plan:
+        ranks = rank.world if args.plan_ranks is None else args.plan_ranks
+        plan_of = rank.together(
+            lambda: describe_plan(make_plan(recipe, ranks), args.plan_tflops, args.plan_utilisation)
+        )
+        if rank.first:
+            print(plan_of)
+        return
     checkpoints = Checkpoints(recipe.out, recipe.keep)
 
     def check() -> StepPlan:
