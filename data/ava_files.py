@@ -31,6 +31,9 @@ from data.text_files import Rows, read_rows, read_text
 Keyframe = tuple[str, float]
 """(video id, timestamp in seconds of the original video)."""
 
+_END = 1e9
+"""Seconds that no video has: more lose their fraction, and in the end their value, in a float."""
+
 _COLUMNS = ("video_id", "timestamp", "x1", "y1", "x2", "y2", "action_id")
 
 
@@ -123,7 +126,7 @@ def read_labelmap(path: str | os.PathLike[str]) -> list[ClassInfo]:
     classes: dict[int, str] = {}
     for line, fields in _pbtxt_blocks(where, read_text(where)):
         number, name = fields.get("label_id", fields.get("id", "")), fields.get("name", "")
-        if not number.isdecimal() or not name:
+        if not number.isdecimal() or len(number) > 9 or not name:
             raise UserError(f"{where}, line {line}: a class needs a name and a whole number as label_id or id")
         if int(number) in classes:
             raise UserError(f"{where}, line {line}: class id {number} is there twice")
@@ -255,6 +258,9 @@ def _seconds(part: Rows) -> np.ndarray:
     if len(seconds) and seconds.min() < 0:
         bad = int(np.argmin(seconds))
         raise part.error(bad, "timestamp", part.rows[bad][1], "seconds, 0 or more")
+    if len(seconds) and seconds.max() >= _END:
+        bad = int(np.argmax(seconds))
+        raise part.error(bad, "timestamp", part.rows[bad][1], f"seconds, less than {_END:g}")
     return seconds
 
 

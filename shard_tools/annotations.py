@@ -131,7 +131,7 @@ def _read_categories(path: str) -> dict[str, int]:
     for part in read_rows(path):
         for line, row in zip(part.lines, part.rows, strict=True):
             name, number = row[0].strip(), row[1].strip() if len(row) > 1 else str(len(number_of))
-            if not name or name in number_of or not number.isdecimal():
+            if not name or name in number_of or not _is_index(number):
                 raise UserError(f"{path}, line {line}: {','.join(row)!r}, expected name,index with each name once")
             number_of[name] = int(number)
     return _dense(path, number_of)
@@ -141,7 +141,7 @@ def read_ssv2(path: str, labels: str) -> tuple[list[LabelledClip], list[ClassInf
     """Reads a Something-Something v2 JSON list of `id` and `template` (test files have ids only) and its labels JSON
     of {template without brackets: index}. Returned as by `read_kinetics`."""
     raw = _read_json(labels)
-    if not isinstance(raw, dict) or not all(str(number).isdecimal() for number in raw.values()):
+    if not isinstance(raw, dict) or not all(_is_index(str(number)) for number in raw.values()):
         raise UserError(f'{labels}: expected an object like {{"Bending something until it breaks": "3"}}')
     number_of = _dense(labels, {name: int(number) for name, number in raw.items()})
     items = _read_json(path)
@@ -167,6 +167,10 @@ def read_class_names(path: str) -> list[str]:
     return names
 
 
+def _is_index(text: str) -> bool:
+    return text.isdecimal() and len(text) < 10  # Python converts no text of thousands of digits
+
+
 def _dense(path: str, number_of: Mapping[str, int]) -> dict[str, int]:
     """Sorted by index. Raises UserError where the indices are not 0 to n - 1."""
     if sorted(number_of.values()) != list(range(len(number_of))) or not number_of:
@@ -179,5 +183,5 @@ def _read_json(path: str) -> Any:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
-    except RecursionError:
-        raise UserError(f"{path}: not JSON of a dataset (nested too deep)") from None
+    except (RecursionError, ValueError) as error:  # nested too deep; a number of thousands of digits
+        raise UserError(f"{path}: not JSON of a dataset ({error})") from None

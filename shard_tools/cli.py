@@ -98,16 +98,6 @@ def _show_decode_cost(store: PartStore) -> None:
         )
 
 
-def _merge(store: PartStore, ffmpeg: str) -> Manifest | None:
-    try:
-        return store.merge(ffmpeg)
-    except FileNotFoundError:
-        # Another part merges too, was faster, and has removed the folder of parts.
-        if manifest := store.finished_set():
-            return manifest
-        raise
-
-
 def require_videos(items: Sequence[Item], lost: Sequence[Failure], files: VideoFiles) -> None:
     """Raises UserError where not one video of the annotations was found: the folder must be the wrong one."""
     if not items:

@@ -18,6 +18,8 @@ _CLIP = re.compile(r"(.+)_(\d{6})_(\d{6})", re.DOTALL)
 class VideoFiles:
     """The files under a folder, listed once; sub-folders that are links are followed.
 
+    Links that lead nowhere are passed over, as are pipes and devices, which would hang whoever opens them.
+
     Names from annotations are only ever looked up here, never joined to a path: `../../x` is simply not found.
 
     Raises:
@@ -44,9 +46,9 @@ class VideoFiles:
                         if entry.name.startswith("."):
                             continue
                         name = f"{relative}/{entry.name}" if relative else entry.name
-                        if entry.is_dir():
+                        if _is_folder(entry):
                             pending.append(name)
-                        else:
+                        elif os.path.isfile(entry) if entry.is_symlink() else entry.is_file():
                             self._add(entry.name, name)
             except OSError as error:
                 raise UserError(f"{path}: videos cannot be listed: {error.strerror}") from error
@@ -88,6 +90,13 @@ class VideoFiles:
 
     def path(self, relative: str) -> str:
         return os.path.join(self.folder, relative)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads round in a circle
+        return False
 
 
 def _fold(name: str) -> str:

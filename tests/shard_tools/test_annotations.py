@@ -91,6 +91,7 @@ def test_moments_labels_are_folders_and_categories_may_be_numbered_or_not(write,
         ("a/x.mp4\n", "a,0\na,1\n", "line 2: 'a,a,1'|line 2: 'a,1'"),
         ("a/x.mp4\n", "a,0\nb,2\n", "indices are not 0 to 1"),
         ("", "a,0\n", "no rows"),
+        ("a/x.mp4\n", f"a,{'9' * 5000}\n", "line 1: .*expected name,index"),
     ],
 )
 def test_moments_says_where_a_file_is_wrong(write, table, categories, message):
@@ -117,6 +118,8 @@ def test_ssv2_templates_lose_their_brackets_and_test_items_have_none(write):
         ("[" * 100_000, '{"a": "0"}', "not JSON"),
         ('[{"id": "1"}]', '{"a": "1"}', "indices are not 0 to 0"),
         ('[{"id": "1"}]', "[]", "expected an object"),
+        ('[{"id": "1"}]', '{"a": "' + "9" * 5000 + '"}', "expected an object"),
+        ('[{"id": ' + "9" * 5000 + "}]", '{"a": "0"}', "not JSON of a dataset"),
     ],
 )
 def test_ssv2_says_where_a_file_is_wrong(write, items, labels, message):

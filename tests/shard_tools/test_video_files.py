@@ -1,5 +1,7 @@
 """Finding videos by name under a folder."""
 
+import os
+
 import pytest
 
 from data.errors import UserError
@@ -51,6 +53,14 @@ def test_links_to_folders_are_followed_once(folder, tmp_path):
     (folder / "a" / "loop").symlink_to(folder, target_is_directory=True)
     (folder / "classes").symlink_to(folder / "train", target_is_directory=True)
     assert VideoFiles(folder).find(["y"]) in ("train/air drumming/y.mkv", "classes/air drumming/y.mkv")
+
+
+def test_what_is_no_file_is_passed_over(folder):
+    (folder / "loop.mp4").symlink_to("loop.mp4")
+    (folder / "gone.mp4").symlink_to("nowhere")
+    os.mkfifo(folder / "pipe.mp4")
+    files = VideoFiles(folder)
+    assert [files.find([stem]) for stem in ("loop", "gone", "pipe", "z")] == [None, None, None, "z.WEBM"]
 
 
 def test_a_missing_folder_is_said(tmp_path):
