@@ -112,8 +112,11 @@ def rows(mixture: MixtureDataset, chosen: Sequence[Seat], loaded: Sequence[Examp
 
 
 def labels(data: TaskData, example: Example) -> list[str]:
-    """The class of a clip, or for each of its persons the classes."""
+    """The class of a clip, those of a mixed one with their shares, or for each of its persons the classes."""
     names = [c.name for c in data.shards.manifest.classes]
+    if example.boxes is None and example.labels.is_floating_point():
+        parts = example.labels.nonzero().flatten().tolist()
+        return [" + ".join(f"{float(example.labels[i]):.0%} {names[i]}" for i in parts)]
     if example.boxes is None:
         return [names[int(example.labels)]]
     return [", ".join(names[i] for i in row.nonzero().flatten().tolist()) or "no class" for row in example.labels]

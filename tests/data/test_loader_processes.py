@@ -102,3 +102,28 @@ def test_a_corrupt_shard_costs_only_its_own_samples(classification, tmp_path, da
             assert len(broken.substitutes) == 1 and broken.keys != whole.keys
         else:
             assert not broken.substitutes and torch.equal(broken.clips, whole.clips)
+
+
+HOLES = """
+import numpy as np
+from pathlib import Path
+from data import loader
+
+def resident():
+    return next(int(l.split()[1]) for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmRSS"))
+
+loader._keep_freed_memory()
+blocks = [np.ones(2**20, dtype=np.uint8) for _ in range(200)]
+del blocks[::2]  # holes between what stays
+full = resident()
+loader._trim(loader.TRIM_CLIPS - 1)
+kept = resident()
+loader._trim(1)
+print(full - kept, full - resident())
+"""
+
+
+def test_a_worker_gives_back_the_holes_between_what_stays():
+    done = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert abs(before) < 10_000 and after > 80_000  # KB

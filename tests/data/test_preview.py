@@ -147,3 +147,10 @@ def test_a_mixture_of_data_alone_equals_that_of_training(folder):
     one, other = build_mixture(preview.open_sets(data), data), mixture(open_tasks(recipe, val=False), recipe)
     for task in (0, 1):
         assert (one[task, 5].clip == other[task, 5].clip).all()
+
+
+def test_mixed_clips_are_told_with_their_shares(run, tmp_path):
+    told = run("tasks.kinetics.view.mixup=0.8", "--image", str(tmp_path / "mixed.png"))
+    assert "% " in told and (tmp_path / "mixed.png").exists()
+    shown = [line for line in told.splitlines() if line.strip().startswith("kinetics ") and "_" in line]
+    assert len(shown) == 4 and all("%" in line for line in shown)
