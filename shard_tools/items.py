@@ -75,8 +75,19 @@ class CutClip(Item):
         if source.seconds is not None and self.start >= source.seconds:
             detail = f"the file has {source.seconds:.1f} s, the clip begins at {self.start:g} s"
             raise Unpackable("outside the file", detail)
-        start = Fraction(f"{self.start:.6f}")
-        return Span(start, max(round((Fraction(f"{self.end:.6f}") - start) * fps), 1))
+        return Span(Fraction(f"{self.start:.6f}"), self._frames(fps))
+
+    def finish(self, source: Source, clip: Clip) -> tuple[dict[str, Any], int, list[Failure]]:
+        wanted, end = self._frames(clip.fps), self.end
+        if source.seconds is not None:
+            # Annotated ends often lie behind that of the video; what its header promises has to be there.
+            end = min(end, source.seconds - source.slack)
+        if clip.frames < min(wanted, round((end - self.start) * clip.fps)):
+            raise Unpackable("truncated", f"frame {clip.frames} of {wanted} is beyond the last frame of the video")
+        return Item.finish(self, source, clip)
+
+    def _frames(self, fps: Fraction) -> int:
+        return max(round((Fraction(f"{self.end:.6f}") - Fraction(f"{self.start:.6f}")) * fps), 1)
 
 
 @dataclass(frozen=True)

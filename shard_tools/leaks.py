@@ -12,7 +12,7 @@ def read_ids(path: str) -> set[str]:
     with one id a line, or an annotation file of AVA or AVA-Kinetics).
 
     Raises:
-        UserError: a file that cannot be read, or without an id.
+        UserError: a file that cannot be read, or without any row; a header alone is a list without an id.
     """
     ids: set[str] = set()
     column: int | None = None
@@ -26,7 +26,7 @@ def read_ids(path: str) -> set[str]:
             if len(row) <= column or not row[column].strip():
                 raise UserError(f"{path}, line {line}, column {column + 1}: empty, expected a video id")
             ids.add(row[column].strip())
-    if not ids:
+    if column is None:
         raise UserError(f"{path}: no video ids in it, expected one a line or as the first column")
     return ids
 

@@ -48,14 +48,15 @@ def _report_leaks(arguments: argparse.Namespace, videos: Collection[str]) -> Non
     leaks = leaking_clips(videos, arguments.kinetics_train)
     ids = sorted({clip.uncut[0] for clip in leaks if clip.uncut})
     print(f"{arguments.kinetics_train}: {len(leaks)} clips are of {len(ids)} videos that are evaluated here", end="")
-    if arguments.dry_run or not ids:
+    if arguments.dry_run:
         print()
         return
+    # Also where there is none, so that the command that follows is the same, and no older list stays.
     listed = arguments.out / f"ava_kinetics-{arguments.split}.leaks.txt"
     print(f"; pack_kinetics.py --exclude-ids {listed} leaves them out")
     arguments.out.mkdir(parents=True, exist_ok=True)
     with atomic_file(listed) as file:
-        file.write("".join(f"{video}\n" for video in ids).encode())
+        file.write("".join(f"{video}\n" for video in ["youtube_id", *ids]).encode())
 
 
 if __name__ == "__main__":

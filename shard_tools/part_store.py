@@ -76,7 +76,12 @@ class PartStore:
         self.parts.mkdir(parents=True, exist_ok=True)
         path = self.parts / "plan.json"
         if path.exists():
-            self._check_settings(_read_object(path), f"rm -r {self.parts} {self.prefix}-??????.tar")
+            remedy = f"rm -r {self.parts} {self.prefix}-??????.tar"
+            try:
+                before = _read_object(path)
+            except ValueError as error:
+                raise UserError(f"{path} is damaged ({error}): delete what is there, {remedy}, and run again") from None
+            self._check_settings(before, remedy)
         else:
             with atomic_file(path) as file:
                 file.write(json.dumps(self.settings, indent=1).encode())

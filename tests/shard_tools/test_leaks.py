@@ -15,6 +15,7 @@ KINETICS = "label,youtube_id,time_start,time_end,split\n"
         ("-a\nb_c\n\n-a\n", {"-a", "b_c"}),
         ("x,17.0,0.1,0.1,0.2,0.2,12\ny,5.016949\n", {"x", "y"}),
         (KINETICS + "run,x,0,10,train\n", {"x"}),
+        ("youtube_id\n", set()),
     ],
 )
 def test_ids_come_as_a_list_or_in_an_annotation_file(tmp_path, text, ids):
@@ -40,8 +41,19 @@ def test_leaks_are_listed_and_what_is_listed_is_left_out(world, capsys):
     assert not world.out.exists()
     assert world.ava_kinetics(val, "--kinetics-train", csv, split="val") == 0
     leaks = world.out / "ava_kinetics-val.leaks.txt"
-    assert leaks.read_text() == "seen\n"
+    assert leaks.read_text() == "youtube_id\nseen\n"
     assert world.kinetics(rows, "--exclude-ids", leaks) == 0
     shards = world.shards("kinetics-train")
     assert [shards.read_json(n)["source"] for n in range(len(shards))] == ["free_000000_000010.mp4"]
     assert shards.manifest.settings["dropped"] == {"clips of --exclude-ids": 2}
+
+
+def test_a_list_of_no_leaks_is_a_list_too(world):
+    video(world.videos / "seen_000000_000010.mp4", PICTURES, 2.0)
+    csv = world.file("train.csv", KINETICS + "run,other,0,10,train\n")
+    leaks = world.out / "ava_kinetics-val.leaks.txt"
+    world.out.mkdir()
+    leaks.write_text("of an earlier run\n")
+    assert world.ava_kinetics(["seen,1.0,0.1,0.2,0.5,0.9,12"], "--kinetics-train", csv, split="val") == 0
+    assert leaks.read_text() == "youtube_id\n"
+    assert world.kinetics(["run,seen,0,10,train"], "--exclude-ids", leaks) == 0

@@ -101,6 +101,28 @@ def test_clips_are_cut_out_of_whole_videos(world):
     assert world.failures("kinetics-train") == {"a-b_c.mp4": "outside the file"}
 
 
+def test_a_clip_that_its_whole_video_does_not_hold_is_a_failure(world):
+    whole = video(
+        world.videos / "cut.mp4", counter_source("25"), 20.0, "-movflags", "+faststart", "-pix_fmt", "yuv420p"
+    )
+    content = whole.read_bytes()
+    whole.write_bytes(content[: len(content) * 6 // 10])
+    rows = [f"run,cut,{times},train" for times in ("0,3", "8,18")]
+    assert world.kinetics(rows, "--whole-videos", "--max-failures", 0.5) == 0
+    assert list(read_all(world, "kinetics-train")) == ["cut_000000_000003"]
+    assert world.failures("kinetics-train")["cut.mp4"] in ("truncated", "decode error")
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]"])
+def test_a_damaged_plan_is_told(world, damage):
+    video(world.videos / "own_000001_000003.mp4")
+    parts = world.out / ".kinetics-train.parts"
+    parts.mkdir(parents=True)
+    (parts / "plan.json").write_text(damage)
+    with pytest.raises(UserError, match=r"plan\.json is damaged .*rm -r"):
+        world.kinetics(["run,own,1,3,train"])
+
+
 def test_moments_and_ssv2_and_unlabelled_clips(world):
     video(world.videos / "training" / "adult+female+singing" / "yt-a.b_1.mp4")
     video(world.videos / "training" / "clapping" / "yt-a.b_1.mp4", f"{PICTURES},negate")
