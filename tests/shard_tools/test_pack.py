@@ -102,15 +102,13 @@ def test_clips_are_cut_out_of_whole_videos(world):
 
 
 def test_a_clip_that_its_whole_video_does_not_hold_is_a_failure(world):
-    whole = video(
-        world.videos / "cut.mp4", counter_source("25"), 20.0, "-movflags", "+faststart", "-pix_fmt", "yuv420p"
-    )
+    whole = video(world.videos / "cut.mkv", counter_source("25"), 20.0, "-g", "25", "-pix_fmt", "yuv420p")
     content = whole.read_bytes()
     whole.write_bytes(content[: len(content) * 6 // 10])
     rows = [f"run,cut,{times},train" for times in ("0,3", "8,18")]
     assert world.kinetics(rows, "--whole-videos", "--max-failures", 0.5) == 0
     assert list(read_all(world, "kinetics-train")) == ["cut_000000_000003"]
-    assert world.failures("kinetics-train")["cut.mp4"] in ("truncated", "decode error")
+    assert world.failures("kinetics-train") == {"cut.mkv": "truncated"}
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]"])
