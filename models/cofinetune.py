@@ -58,9 +58,9 @@ class CofinetuneModel(nn.Module):
                 raise ValueError(f"heads: {task!r} cannot name a task; use letters, digits, '_' and '-'")
             self.heads[task] = head
         # Part of the configuration, not of the weights.
-        self._normalisation = (tuple(mean), tuple(std))
         self.register_buffer("mean", _per_channel("mean", mean, low=-1e3), persistent=False)
         self.register_buffer("std", _per_channel("std", std, low=1e-6), persistent=False)
+        self._normalisation = (tuple(mean), tuple(std))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -70,13 +70,15 @@ class CofinetuneModel(nn.Module):
         Raises:
             ValueError: a head of the caller's own that has parameters and no `reset_parameters`.
         """
+        resets = []
         for task, head in self.heads.items():
-            if not hasattr(head, "reset_parameters") and next(head.parameters(), None) is not None:
+            reset: Any = getattr(head, "reset_parameters", None)
+            if callable(reset):
+                resets.append(reset)
+            elif next(head.parameters(), None) is not None:
                 raise ValueError(f"heads.{task}: {type(head).__name__} has no reset_parameters to initialise it with")
-        self.backbone.reset_parameters()
-        for head in self.heads.values():
-            if hasattr(head, "reset_parameters"):
-                head.reset_parameters()
+        for reset in (self.backbone.reset_parameters, *resets):
+            reset()
         for buffer, values in zip((self.mean, self.std), self._normalisation, strict=True):
             buffer.copy_(torch.tensor(values, device=buffer.device).view(buffer.shape))
 
