@@ -60,6 +60,27 @@ class CofinetuneModel(nn.Module):
         # Part of the configuration, not of the weights.
         self.register_buffer("mean", _per_channel("mean", mean, low=-1e3), persistent=False)
         self.register_buffer("std", _per_channel("std", std, low=1e-6), persistent=False)
+        self._normalisation = (tuple(mean), tuple(std))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Sets every parameter and buffer, so a model built on the meta device is whole after
+        `to_empty(device=...).reset_parameters()`.
+
+        Raises:
+            ValueError: a head of the caller's own that has parameters and no `reset_parameters`.
+        """
+        resets = []
+        for task, head in self.heads.items():
+            reset: Any = getattr(head, "reset_parameters", None)
+            if callable(reset):
+                resets.append(reset)
+            elif next(head.parameters(), None) is not None:
+                raise ValueError(f"heads.{task}: {type(head).__name__} has no reset_parameters to initialise it with")
+        for reset in (self.backbone.reset_parameters, *resets):
+            reset()
+        for buffer, values in zip((self.mean, self.std), self._normalisation, strict=True):
+            buffer.copy_(torch.tensor(values, device=buffer.device).view(buffer.shape))
 
     def forward(self, task: str, clips: Tensor, boxes: Tensor | None = None, box_clip: Tensor | None = None) -> Tensor:
         """Logits of one task.

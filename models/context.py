@@ -30,6 +30,11 @@ class ContextAttention(nn.Module):
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(dim, 2 * dim)
         self.proj = nn.Linear(dim, dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Sets every parameter anew."""
+        self.norm.reset_parameters()
         for layer in (self.q, self.kv, self.proj):
             trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)

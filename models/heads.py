@@ -47,6 +47,12 @@ class ClassificationHead(nn.Module):
         self.dropout = _dropout(dropout)
         self.fc = _linear(dim, num_classes)
 
+    def reset_parameters(self) -> None:
+        """Sets every parameter anew."""
+        if isinstance(self.fc_norm, nn.LayerNorm):
+            self.fc_norm.reset_parameters()
+        _reset_linear(self.fc)
+
     def forward(
         self, tokens: Tensor, grid: Grid, boxes: Tensor | None = None, box_clip: Tensor | None = None
     ) -> Tensor:
@@ -113,6 +119,12 @@ class LocalisationHead(nn.Module):
         self.dropout = _dropout(dropout)
         self.fc = _linear(dim, num_classes)
 
+    def reset_parameters(self) -> None:
+        """Sets every parameter anew."""
+        if self.context is not None:
+            self.context.reset_parameters()
+        _reset_linear(self.fc)
+
     def forward(
         self, tokens: Tensor, grid: Grid, boxes: Tensor | None = None, box_clip: Tensor | None = None
     ) -> Tensor:
@@ -162,6 +174,10 @@ def _dropout(probability: float) -> nn.Dropout:
 
 def _linear(dim: int, num_classes: int) -> nn.Linear:
     layer = nn.Linear(dim, check_int("num_classes", num_classes, 1, MAX_CLASSES))
+    _reset_linear(layer)
+    return layer
+
+
+def _reset_linear(layer: nn.Linear) -> None:
     trunc_normal_(layer.weight, std=0.02)
     nn.init.zeros_(layer.bias)
-    return layer

@@ -184,3 +184,35 @@ def test_a_still_background_vanishes_without_its_mean_frame():
     torch.testing.assert_close(half.normalise(clip), between)
     with pytest.raises(ValueError, match=r"subtract_mean_frame must lie in \[0.0, 1.0\], not 1.5"):
         create_model({**toy_config(), "subtract_mean_frame": 1.5})
+
+
+@pytest.mark.parametrize("temporal", ["mean", "roi"])
+def test_a_whole_model_built_on_the_meta_device_is_initialised_in_every_part(temporal):
+    config = toy_config(class_token=True, init_values=0.1)
+    config["heads"]["clips"] |= {"fc_norm": True, "dropout": 0.1}
+    config["heads"]["persons"] |= {"context_heads": 2, "temporal": temporal}
+    with torch.device("meta"):
+        model = create_model(config)
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.fill_(torch.nan)  # whatever nobody sets shows
+    model.reset_parameters()
+    built = create_model(config)
+    theirs = {**dict(built.named_parameters()), **dict(built.named_buffers())}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        assert tensor.isfinite().all(), name
+        expected = theirs[name]
+        if expected.std(correction=0) < 1e-5:  # biases, norms, layer scale, mean and std: not random
+            torch.testing.assert_close(tensor, expected, atol=1e-4, rtol=0, msg=name)
+        else:
+            assert 0.5 < tensor.std() / expected.std() < 2, name
+
+
+def test_a_head_that_cannot_be_initialised_is_named():
+    backbone = create_model(toy_config()).backbone
+    model = CofinetuneModel(backbone, {"own": torch.nn.Linear(16, 2), "odd": torch.nn.Bilinear(2, 2, 2)}, MEAN, STD)
+    model.reset_parameters()
+    model.heads["bare"] = torch.nn.ParameterList([torch.nn.Parameter(torch.zeros(2))])
+    with pytest.raises(ValueError, match=r"heads\.bare: ParameterList has no reset_parameters"):
+        model.reset_parameters()
