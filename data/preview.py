@@ -50,7 +50,9 @@ def open_sets(recipe: DataRecipe) -> list[TaskData]:
     sets = []
     for name, task in recipe.tasks.items():
         try:
-            sets.append(TaskData(name, task.kind, ShardSet(task.shards), view_config(task.view, recipe.model)))  # type: ignore[arg-type]  # checked
+            # A few clips of a remote shard are no reason to fetch it.
+            shards, view = ShardSet(task.shards).by_range(), view_config(task.view, recipe.model)
+            sets.append(TaskData(name, task.kind, shards, view))  # type: ignore[arg-type]  # checked
         except UserError as error:
             raise UserError(f"tasks.{name}.shards: {error}") from error
     return sets
