@@ -76,6 +76,18 @@ def frames_of_keyframes(world, name):
     return shown
 
 
+def test_time_counts_from_where_an_edit_list_begins(world):
+    """Movies that were cut without encoding keep the film from the key frame before, which no player shows."""
+    whole = video(
+        world.folder / "whole.mp4", counter_source("25"), 20.0, "-g", "250", "-bf", "2", "-pix_fmt", "yuv420p"
+    )
+    ffmpeg("-ss", "3.2", "-i", whole, "-c", "copy", world.videos / "cut.mp4")
+    rows = [f"cut,{t:04d},0.1,0.2,0.5,0.9,12,1" for t in (900, 901, 905, 914, 915)]
+    assert world.ava(rows) == 0
+    shown = frames_of_keyframes(world, "ava-train")
+    assert sorted(shown) == [("cut", float(t), 80 + 25 * (t - 900)) for t in (900, 901, 905, 914, 915)]
+
+
 @pytest.mark.parametrize("fps", [None, "10"])
 def test_the_packed_keyframe_is_the_movie_at_that_second(world, fps):
     rates = {"film": 24000 / 1001, "cine": 24, "pal": 25, "ntsc": 30000 / 1001, "pc": 30, "stream": 25, "vfr": 25}
