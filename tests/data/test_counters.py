@@ -6,6 +6,7 @@ from data.counters import add, count, figures, take, timed
 from data.dataset import TaskData
 from data.loader import eval_loader, train_loader
 from data.shards import ClassInfo
+from data.storage import take_counts
 from data.view import ViewConfig
 from tests.data.test_dataset import mixture, record, task
 from tests.tiny_shards import class_video, write_set
@@ -29,6 +30,7 @@ def test_counts_are_taken_once():
 def test_a_batch_tells_what_it_cost(localisation, classification, workers):
     sets = mixture(task(classification), task(localisation, num_frames=24))
     take()
+    take_counts()  # what tests before this one have read
     count(elsewhere=100)  # of the run's own process, not of its workers
     batches = list(train_loader(sets, [[(0, 0), (0, 1)], [(1, 0), (1, 1), (1, 2)], [(0, 2)]], workers))
     assert [batch.counts["clips"] for batch in batches] == [2, 3, 1]
