@@ -191,7 +191,7 @@ def _collate(examples: Sequence[Example | UserError]) -> Batch | UserError:
 
 def _keep_freed_memory() -> None:
     """Has glibc keep what clips free. It would hand it back to the system and get it anew, page by page, for the next
-    clip: a quarter of a worker's time for clips of 352x256 (`benchmarks/loader.py`)."""
+    clip."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # the most that it takes
@@ -202,8 +202,8 @@ _since_trim = 0
 
 
 def _trim(clips: int) -> None:
-    """Gives all unused memory of the heap back, holes included, every TRIM_CLIPS clips. What the next clip needs comes
-    anew, a hundredth of the time that so many clips take."""
+    """Gives all unused memory of the heap back, holes included, every TRIM_CLIPS clips: one clip in so many pays for
+    memory that comes anew."""
     global _since_trim
     _since_trim += clips
     if _since_trim >= TRIM_CLIPS:
