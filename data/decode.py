@@ -12,6 +12,7 @@ from torch import Tensor
 from data.counters import timed
 from data.crop import Crop, CropRule
 from data.errors import UserError
+from data.thin_video import thin
 
 MAX_CLIP_BYTES = 2**31
 """A clip that would take more memory than this once decoded is refused: a header can claim any size."""
@@ -98,16 +99,37 @@ def cut_in_decoder(crop: Crop, frames: int) -> bool:
 
 @timed("decode_s")
 def _decode(video: bytes, indices: np.ndarray, frames: int, crop: Crop | None) -> Tensor:
+    distinct, places = np.unique(indices, return_inverse=True)
+    clip = _decode_thin(video, distinct, frames, crop)
+    if clip is None:
+        clip = _decode_distinct(video, distinct, frames, crop)
+    if len(distinct) == len(indices):
+        return clip
+    # Indexed as it lies in memory, the result has its channels last too.
+    return clip.permute(0, 2, 3, 1)[torch.from_numpy(places)].permute(0, 3, 1, 2)
+
+
+def _decode_thin(video: bytes, distinct: np.ndarray, frames: int, crop: Crop | None) -> Tensor | None:
+    """Without the frames that no wanted one depends on; None where they cannot be told, or cannot be decoded."""
+    thinned = thin(video, distinct, frames)
+    if thinned is None:
+        return None
+    less, places = thinned
+    # Whatever is wrong, decoding the video as it is says it better.
+    with contextlib.suppress(DecodeError):
+        return _decode_distinct(less, places, None, crop)
+    return None
+
+
+def _decode_distinct(video: bytes, distinct: np.ndarray, frames: int | None, crop: Crop | None) -> Tensor:
     # Here and not above: the import fails without FFmpeg, and `require_ffmpeg` says it better.
     from torchcodec.decoders import VideoDecoder
 
-    distinct, places = np.unique(indices, return_inverse=True)
     try:
-        # Exact seeking: the approximate mode returns wrong frames of videos whose frame rate varies. Its scan costs
-        # 0.5 ms on 11 s; frame times handed to the decoder would save that, but shards do not hold its time base.
+        # Exact seeking: the approximate mode returns wrong frames of videos whose frame rate varies.
         transforms = None if crop is None else [_decoder_crop(crop)]
         decoder = VideoDecoder(video, seek_mode="exact", num_ffmpeg_threads=1, transforms=transforms)
-        if len(decoder) != frames:
+        if frames is not None and len(decoder) != frames:
             raise DecodeError(f"the video has {len(decoder)} frames, its record says {frames}")
         height, width = decoder.metadata.height or 0, decoder.metadata.width or 0
         if crop is not None and (height, width) != (crop.frame_height, crop.frame_width):
@@ -119,10 +141,7 @@ def _decode(video: bytes, indices: np.ndarray, frames: int, crop: Crop | None) -
         raise
     except (RuntimeError, ValueError, IndexError, TypeError, AssertionError, OSError) as error:
         raise DecodeError(f"cannot be decoded: {decoder_reason(error)}") from error
-    if len(distinct) == len(indices):
-        return clip
-    # Indexed as it lies in memory, the result has its channels last too.
-    return clip.permute(0, 2, 3, 1)[torch.from_numpy(places)].permute(0, 3, 1, 2)
+    return clip
 
 
 @functools.cache

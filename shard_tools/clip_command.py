@@ -11,6 +11,9 @@ from shard_tools.source_video import Source
 MAX_ERROR_RATE = 0.01
 """A clip is lost when FFmpeg cannot decode more than this share of its frames."""
 
+B_FRAMES = 1
+"""Every second frame is one that no other depends on: a clip at an even stride leaves them out (data/thin_video.py)."""
+
 _SCALER = "bicubic+accurate_rnd"
 _RGB_SCALER = f"{_SCALER}+full_chroma_inp+full_chroma_int"  # without the last two, greys turn pink
 # BT.2100 light made linear, its colours BT.709's, its highlights compressed.
@@ -106,6 +109,7 @@ def clip_command(jobs: Sequence[Job], settings: VideoSettings, outputs: Sequence
         command += [",".join(_filters(job, settings)), "-threads", "1"]
         command += ["-c:v", "libx264", "-preset", settings.preset, "-tune", "fastdecode", "-crf", str(settings.crf)]
         command += ["-g", str(settings.gop), "-keyint_min", str(settings.gop), "-sc_threshold", "0"]
+        command += ["-bf", str(B_FRAMES), "-b_strategy", "0", "-b-pyramid", "none"]
         if job.span:
             command += ["-frames:v", str(job.span.frames)]
             if job.span.key_frames:

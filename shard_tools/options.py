@@ -7,7 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from shard_tools.clip_command import VideoSettings
+from shard_tools.clip_command import B_FRAMES, VideoSettings
 from shard_tools.packing import PackOptions
 
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
@@ -106,6 +106,7 @@ def settings(options: PackOptions) -> dict[str, Any]:
         "crf": video.crf,
         "preset": video.preset,
         "gop": video.gop,
+        "b_frames": B_FRAMES,
         "min_frames": video.min_frames,
         "max_pixels": video.max_pixels,
         "copy": video.copy,
