@@ -3,13 +3,15 @@
 Shapes: B clips, T frames of H x W, K boxes in all clips together, C classes.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
+
+from data.shared_buffers import Slot, free_when_unused
 
 PADDING = -1
 """The example number of a clip that stands for no example."""
@@ -82,6 +84,7 @@ class Batch:
         infos: localisation in evaluation: one for each clip; otherwise empty.
         substitutes: samples that could not be used while this batch was put together.
         counts: what loading this batch cost (see data/counters.py).
+        slot: while a worker sends the batch, the shared buffer that `clips` lies in.
     """
 
     task: str
@@ -94,6 +97,13 @@ class Batch:
     infos: list[ExampleInfo] = field(default_factory=list)
     substitutes: list[Substitute] = field(default_factory=list)
     counts: dict[str, float] = field(default_factory=dict)
+    slot: Slot | None = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.slot is not None:
+            free_when_unused(self.clips, self.slot)
+            self.slot = None
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -122,15 +132,12 @@ class Batch:
         )
 
 
-def collate(examples: Sequence[Example], share: bool = False) -> Batch:
+def collate(examples: Sequence[Example], storage: UntypedStorage | None = None) -> Batch:
     """Puts at least one example, all of one task, together.
 
     Args:
-        share: put the clips into shared memory at once, for a process that will send them: copied there later
-            (`Batch.share_memory_`), they would be written twice.
-
-    Raises:
-        RuntimeError: no room in shared memory.
+        storage: `clip_bytes(examples)` bytes of memory to put the clips into; shared memory for a process that will
+            send them.
     """
     first = examples[0]
     assert all(example.task == first.task for example in examples)
@@ -138,7 +145,7 @@ def collate(examples: Sequence[Example], share: bool = False) -> Batch:
     labels = [example.labels for example in examples]
     batch = Batch(
         task=first.task,
-        clips=_stack([example.clip for example in examples], share),
+        clips=_stack([example.clip for example in examples], storage),
         keys=[example.key for example in examples],
         examples=torch.tensor([example.example for example in examples]),
         labels=torch.cat(labels) if boxes else torch.stack(labels),
@@ -152,14 +159,16 @@ def collate(examples: Sequence[Example], share: bool = False) -> Batch:
     return batch
 
 
-def _stack(clips: Sequence[Tensor], share: bool) -> Tensor:
+def clip_bytes(examples: Sequence[Example]) -> int:
+    """Bytes that the clips take."""
+    return sum(example.clip.numel() for example in examples)
+
+
+def _stack(clips: Sequence[Tensor], storage: UntypedStorage | None) -> Tensor:
     """[3, T, H, W] each -> [B, 3, T, H, W], channels last in memory: clips that lie so are copied as they lie."""
     rows = [clip.permute(1, 2, 3, 0) for clip in clips]
     shape = (len(rows), *rows[0].shape)
-    if share:
-        # As torch's own collate function does it.
-        storage = torch.UntypedStorage._new_shared(math.prod(shape), device="cpu")
-        stacked = torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # type: ignore[call-overload]
-    else:
-        stacked = torch.empty(shape, dtype=torch.uint8)
+    stacked = torch.empty(shape if storage is None else 0, dtype=torch.uint8)
+    if storage is not None:
+        stacked = stacked.set_(storage, 0, shape)  # type: ignore[call-overload]
     return torch.stack(rows, out=stacked).permute(0, 4, 1, 2, 3)

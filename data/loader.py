@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from data.batch import PADDING, Batch, Example, collate
+from data.batch import PADDING, Batch, Example, clip_bytes, collate
 from data.counters import count, take, timed
 from data.dataset import EvalDataset, MixtureDataset, TaskData
 from data.decode import require_ffmpeg
 from data.errors import UserError
+from data.shared_buffers import SharedBuffers
 from data.storage import take_counts
 
 PREFETCH = 4
@@ -77,11 +78,12 @@ class Loader:
     def __init__(self, dataset: Dataset[Example], batches: Iterable[list], workers: int) -> None:
         require_ffmpeg()
         self._batches = batches
+        self._buffers = SharedBuffers(workers)
         self._loader: DataLoader | None = DataLoader(
             _Reporting(dataset),
             batch_sampler=batches,
             num_workers=workers,
-            collate_fn=_collate,
+            collate_fn=_Collate(self._buffers),
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_start_worker,
             # Without one of its own, the loader draws from the global generator, and dropout would then depend on how
@@ -124,6 +126,7 @@ class Loader:
     def close(self) -> None:
         """Ends the workers."""
         self._loader = None
+        self._buffers.close()
 
 
 def worker_death(error: RuntimeError) -> UserError | None:
@@ -159,34 +162,43 @@ class _Reporting(Dataset[Example | UserError]):
                 return [error]
 
 
-def _collate(examples: Sequence[Example | UserError]) -> Batch | UserError:
-    usable = []
-    for example in examples:
-        if isinstance(example, UserError):
-            return example
-        usable.append(example)
-    with timed("send_s"):
-        if get_worker_info() is None:
-            batch = collate(usable)
-        else:
-            try:
-                # Otherwise a thread of the worker does this while it sends, and where it fails there the run waits for
-                # ever.
-                batch = collate(usable, share=True).share_memory_()
-            except RuntimeError as error:
-                return UserError(
-                    f"no room in shared memory for a batch ({error}): lower `workers`, or give the container more"
-                    " (docker run --shm-size)"
-                )
-    count(
-        clips=sum(example.example != PADDING for example in usable),
-        padded_clips=sum(example.padded > 0 for example in usable),
-        substitutes=len(batch.substitutes),
-    )
-    batch.counts = {**take(), **vars(take_counts())}
-    if get_worker_info() is not None:
-        _trim(len(usable))
-    return batch
+class _Collate:
+    """Puts a batch together: in shared memory where a worker does it, to be sent."""
+
+    def __init__(self, buffers: SharedBuffers) -> None:
+        self.buffers = buffers
+
+    def __call__(self, examples: Sequence[Example | UserError]) -> Batch | UserError:
+        usable = []
+        for example in examples:
+            if isinstance(example, UserError):
+                return example
+            usable.append(example)
+        worker = get_worker_info()
+        with timed("send_s"):
+            if worker is None:
+                batch = collate(usable)
+            else:
+                try:
+                    # Otherwise a thread of the worker does this while it sends, and where it fails there the run waits
+                    # for ever.
+                    storage, slot = self.buffers.take(clip_bytes(usable), worker.id)
+                    batch = collate(usable, storage).share_memory_()
+                    batch.slot = slot
+                except RuntimeError as error:
+                    return UserError(
+                        f"no room in shared memory for a batch ({error}): lower `workers`, or give the container more"
+                        " (docker run --shm-size)"
+                    )
+        count(
+            clips=sum(example.example != PADDING for example in usable),
+            padded_clips=sum(example.padded > 0 for example in usable),
+            substitutes=len(batch.substitutes),
+        )
+        batch.counts = {**take(), **vars(take_counts())}
+        if worker is not None:
+            _trim(len(usable))
+        return batch
 
 
 def _keep_freed_memory() -> None:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.batch import PADDING, Batch, collate
+from data.batch import PADDING, Batch, clip_bytes, collate
 from data.dataset import EvalDataset, MixtureDataset
 from data.errors import UserError
 from data.loader import eval_batches, eval_loader, train_loader, worker_death
@@ -64,11 +64,29 @@ def test_batches_do_not_depend_on_how_they_are_cut(both):
 
 def test_clips_in_shared_memory_are_the_same(both):
     examples = [both[0, position] for position in range(3)]
-    one, other = collate(examples), collate(examples, share=True)
+    storage = torch.UntypedStorage._new_shared(clip_bytes(examples), device="cpu")
+    one, other = collate(examples), collate(examples, storage)
     assert same(one, other) and other.clips.is_shared() and not one.clips.is_shared()
     # Channels last in memory, until a device has them.
     assert one.clips.permute(0, 2, 3, 4, 1).is_contiguous() and other.clips.stride() == one.clips.stride()
     assert one.to("cpu").clips.is_contiguous() and torch.equal(one.to("cpu").clips, one.clips)
+
+
+def test_batches_that_are_kept_are_not_written_over(both):
+    addresses = [[(number % 2, place), (number % 2, place + 1)] for number in range(2) for place in range(0, 40, 2)]
+    alone = list(train_loader(both, addresses, workers=0))
+    loader = train_loader(both, addresses, workers=2)
+    kept, views = [], []
+    for _ in range(2):
+        for number, batch in enumerate(loader):
+            # Some are let go at once, some leave no more than a view of their clips behind.
+            if number % 3 == 0:
+                kept.append((number, batch))
+            elif number % 3 == 1:
+                views.append((number, batch.clips[1].transpose(0, 1).numpy()))
+    loader.close()
+    assert len(kept) == 28 and all(same(alone[number], batch) for number, batch in kept)
+    assert all((alone[number].clips[1].transpose(0, 1).numpy() == view).all() for number, view in views)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
