@@ -195,7 +195,7 @@ def profile(step: Callable[[], None]) -> dict[str, float]:
     """Group of operations -> its share of a step's time."""
     import torch
 
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profiler:
         step()
     spent = dict.fromkeys((*GROUPS, "copies, sums, the rest"), 0.0)
     for event in profiler.key_averages():
