@@ -205,6 +205,8 @@ def _apply(config: DictConfig, override: str, schema: type, strict: bool) -> Non
         raise UserError(f"override {override!r}: its value is not YAML: {' '.join(str(error).split())}") from error
     try:
         container = OmegaConf.to_container(value)
+        if OmegaConf.select(value, key) == {}:
+            raise UserError(f"override {override!r} changes nothing: name what is in it, as in {key}.KEY=VALUE")
         tasks = list(config.get("tasks") or {})
         _check_keys(container, schema, "override", "", strict, tasks)
         OmegaConf.update(config, key, OmegaConf.select(value, key), merge=True, force_add=True)

@@ -115,6 +115,8 @@ class Manifest:
                 )
             if raw["kind"] not in ("classification", "localisation"):
                 raise UserError(f"{where}: unknown kind {raw['kind']!r}")
+            if not isinstance(raw["settings"], dict):
+                raise UserError(f"{where}: settings must be an object, not {raw['settings']!r}")
             shards = [ShardInfo(**shard) for shard in raw["shards"]]
             for shard in shards:
                 if Path(shard.name).name != shard.name:

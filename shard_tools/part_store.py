@@ -75,16 +75,15 @@ class PartStore:
         """Makes the folder of parts. Raises UserError where it holds parts made with other settings."""
         self.parts.mkdir(parents=True, exist_ok=True)
         path = self.parts / "plan.json"
-        if path.exists():
-            remedy = f"rm -r {self.parts} {self.prefix}-??????.tar"
-            try:
-                before = _read_object(path)
-            except ValueError as error:
-                raise UserError(f"{path} is damaged ({error}): delete what is there, {remedy}, and run again") from None
-            self._check_settings(before, remedy)
-        else:
-            with atomic_file(path) as file:
-                file.write(json.dumps(self.settings, indent=1).encode())
+        # Of two that start at the same moment one writes it; then both look at what it holds.
+        with atomic_file(path, replace=False) as file:
+            file.write(json.dumps(self.settings, indent=1).encode())
+        remedy = f"rm -r {self.parts} {self.prefix}-??????.tar"
+        try:
+            before = _read_object(path)
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}): delete what is there, {remedy}, and run again") from None
+        self._check_settings(before, remedy)
 
     def _check_settings(self, before: dict[str, Any], remedy: str) -> None:
         names = {
@@ -168,8 +167,10 @@ class PartStore:
 
 
 @contextmanager
-def atomic_file(path: Path, folder: Path | None = None) -> Iterator[BufferedRandom]:
+def atomic_file(path: Path, folder: Path | None = None, replace: bool = True) -> Iterator[BufferedRandom]:
     """A file to write that appears at `path` when the block ends, on the disk in full; after an error, nothing does.
+
+    With `replace` false, a file that is there already stays as it is.
 
     The temporary file lies in `folder` (the same file system), or beside `path`.
     """
@@ -179,11 +180,25 @@ def atomic_file(path: Path, folder: Path | None = None) -> Iterator[BufferedRand
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if replace:
+            os.replace(temporary, path)
+        else:
+            _link(temporary, path)
+            temporary.unlink()
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def _link(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        if not path.exists():
+            shutil.copyfile(temporary, path)
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Sequence
 
 from data.errors import UserError
@@ -12,13 +13,14 @@ _NO_VIDEO = re.compile(
     r"|part|ytdl|tmp|lock)",
     re.I,
 )
-_CLIP = re.compile(r"(.+)_(\d{6})_(\d{6})", re.DOTALL)
+_CLIP = re.compile(r"(.+)_(\d+)_(\d+)", re.DOTALL)
 
 
 class VideoFiles:
     """The files under a folder, listed once; sub-folders that are links are followed.
 
-    Links that lead nowhere are passed over, as are pipes and devices, which would hang whoever opens them.
+    Links that lead nowhere are passed over, as are pipes and devices, which would hang whoever opens them. A sub-folder
+    that cannot be read is told on stderr; its videos count as missing.
 
     Names from annotations are only ever looked up here, never joined to a path: `../../x` is simply not found.
 
@@ -51,15 +53,22 @@ class VideoFiles:
                         elif os.path.isfile(entry) if entry.is_symlink() else entry.is_file():
                             self._add(entry.name, name)
             except OSError as error:
-                raise UserError(f"{path}: videos cannot be listed: {error.strerror}") from error
+                if not relative:
+                    raise UserError(f"{path}: videos cannot be listed: {error.strerror}") from error
+                text = f"warning: {path} cannot be listed ({error.strerror}): videos in it count as missing"
+                print(text, file=sys.stderr, flush=True)
         for names in self._by_stem.values():
-            names.sort(key=lambda name: (not _VIDEO.fullmatch(os.path.splitext(name)[1]), name))
+            names.sort(key=_usual)
 
     def _add(self, name: str, relative: str) -> None:
         stem, suffix = os.path.splitext(name)
         if not _NO_VIDEO.fullmatch(suffix):
             self._by_stem.setdefault(stem, []).append(relative)
             self._count += 1
+            # Downloaders leave `id.mp4.mkv` and the like behind.
+            inner, suffix = os.path.splitext(stem)
+            if _VIDEO.fullmatch(suffix):
+                self._by_stem.setdefault(inner, []).append(relative)
 
     def __len__(self) -> int:
         return self._count
@@ -79,7 +88,7 @@ class VideoFiles:
 
     def clips(self, video: str) -> list[tuple[float, float, str]]:
         """(start, end, path) of the clips that were cut out of a video, by start: seconds of it, as their names
-        `{video}_{start:06d}_{end:06d}` say, and the path relative to the folder."""
+        `{video}_{start:06d}_{end:06d}` say, padded or not, and the path relative to the folder."""
         if self._clips is None:
             self._clips = {}
             for stem, names in self._by_stem.items():
@@ -90,6 +99,12 @@ class VideoFiles:
 
     def path(self, relative: str) -> str:
         return os.path.join(self.folder, relative)
+
+
+def _usual(name: str) -> tuple[bool, bool, str]:
+    stem, suffix = os.path.splitext(name)
+    doubled = bool(_VIDEO.fullmatch(os.path.splitext(stem)[1]))
+    return not _VIDEO.fullmatch(suffix), doubled, name
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -112,7 +112,10 @@ def check(args: argparse.Namespace) -> torch.device:
         raise UserError(f"--out {args.out} is the video itself")
     name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(0, device=name).device
+        device = torch.empty(0, device=name).device
+        if device.type == "meta":
+            raise RuntimeError("it computes nothing; give cpu, cuda or cuda:1")
+        return device
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from error
 

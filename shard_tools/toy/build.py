@@ -1,5 +1,6 @@
 """Makes a whole toy world in a folder: renders what is not there yet, then writes annotations and a last mark."""
 
+import errno
 import json
 import shutil
 import sys
@@ -105,7 +106,8 @@ def build(raw: Path, seed: int, size: Size, workers: int) -> bool:
         False where it was there already.
 
     Raises:
-        UserError: the folder holds something else, or FFmpeg is missing or fails.
+        UserError: the folder holds something else or cannot be written to, or FFmpeg is missing.
+        OSError: the disk or FFmpeg failed.
     """
     identity: Identity = {"seed": seed, "size": size.name, "version": VERSION}
     if _is_complete(raw, identity):
@@ -113,11 +115,13 @@ def build(raw: Path, seed: int, size: Size, workers: int) -> bool:
     require_ffmpeg()
     try:
         raw.mkdir(parents=True, exist_ok=True)
+        _write(raw / _BEGUN, json.dumps(identity))
         shutil.rmtree(raw / _WORK, ignore_errors=True)
         (raw / _WORK).mkdir()
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
         raise UserError(f"{raw}: cannot be written to: {error.strerror}") from error
-    _write(raw / _BEGUN, json.dumps(identity))
     world = plan_world(seed, size)
     _render(raw, world, workers)
     _annotate(raw, world)
@@ -140,7 +144,8 @@ def _is_complete(raw: Path, identity: Identity) -> bool:
                     f"{raw} holds another toy world ({found.strip()}, wanted {wanted}): choose another --out"
                 )
             return mark == _COMPLETE
-    if not raw.is_dir() or any(raw.iterdir()):
+    # A disk may have been full before there was a mark.
+    if not raw.is_dir() or any(path != _part(raw / _BEGUN) for path in raw.iterdir()):
         raise UserError(f"{raw} is not an empty folder, nor one that holds a toy world: choose another --out")
     return False
 
@@ -163,7 +168,7 @@ def _render(raw: Path, world: World, workers: int) -> None:
                 why = (
                     result.error.removeprefix("UserError: ") or "a worker took too long or was killed (out of memory?)"
                 )
-                raise UserError(f"{why}\nWith that mended, the same command goes on where it was.")
+                raise OSError(why)
             bar.update(result)
 
 
@@ -206,6 +211,10 @@ def _annotate(raw: Path, world: World) -> None:
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
+    part = _part(path)
     part.write_text(text)
     part.replace(path)
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")

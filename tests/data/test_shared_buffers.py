@@ -21,7 +21,7 @@ def buffers():
 
 def filled(buffers: SharedBuffers, size: int, worker: int = 0) -> tuple[Tensor, Slot | None]:
     storage, slot = buffers.take(size, worker)
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, (size,)), slot
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, (size,)), slot  # type: ignore[call-overload]
 
 
 def test_a_buffer_comes_back_when_its_last_view_goes(buffers):
@@ -65,7 +65,7 @@ def test_with_all_buffers_in_use_there_is_memory_all_the_same(buffers):
 
 
 def test_a_full_shared_memory_takes_what_is_not_in_use(buffers, monkeypatch):
-    made = []
+    made: list[int] = []
 
     def new(size: int) -> torch.UntypedStorage:
         if len(made) == 2 and buffers._kept:

@@ -1,6 +1,7 @@
 """The toy world as files: the same for the same seed, resumable, in the originals' formats, with its planted faults."""
 
 import csv
+import errno
 import hashlib
 import json
 import shutil
@@ -17,6 +18,7 @@ import pytest
 from data.ava_files import read_annotations, read_excluded, read_labelmap, read_proposals
 from data.errors import UserError
 from shard_tools import make_toy
+from shard_tools.toy import build as build_module
 from shard_tools.toy import class_names
 from shard_tools.toy.build import SIZES, VERSION, Size, build, plan_world
 from shard_tools.toy.clips import make_rng
@@ -107,6 +109,22 @@ def test_command_line_mistakes(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as caught:
         make_toy.main()
     assert caught.value.code == 2 and "no whole number" in capsys.readouterr().err
+
+
+def test_a_full_disk_ends_with_1_and_goes_on_later(tmp_path, monkeypatch, capsys):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "argv", ["make_toy.py", "--out", str(tmp_path / "raw")])
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "..begun.json.part").write_bytes(b"")
+    for name in ("_write", "run_ordered"):
+        with monkeypatch.context() as patch:
+            patch.setattr(build_module, name, full)
+            with pytest.raises(SystemExit) as caught:
+                make_toy.main()
+        assert caught.value.code == 1
+        assert "No space left on device\nWith that mended, the same command goes on" in capsys.readouterr().err
 
 
 def test_kinetics_format(raw):

@@ -144,6 +144,9 @@ def test_leftovers_and_a_list_of_failures_that_does_not_fit_are_found(shards, ca
 def test_a_damaged_manifest_is_a_fault_and_no_manifest_an_error(shards, capsys, tmp_path):
     (shards / "ava-train.manifest.json").write_text("{}")
     assert "ava-train.manifest.json: not a shard manifest" in faults(shards, capsys)
+    manifest = shards / "kinetics-train.manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"settings": 3}))
+    assert "kinetics-train.manifest.json: settings must be an object, not 3" in faults(shards, capsys)
     with pytest.raises(UserError, match="no shard set there"):
         verify(tmp_path / "none", False, 1)
 

@@ -22,6 +22,10 @@ def folder(tmp_path):
         ".hidden.mp4",
         "-id.dat",
         "-id.mp4",
+        "twice.mp4.mkv",
+        "both.mp4",
+        "both.mp4.webm",
+        "loose_7_17.mp4",
     ):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,6 +43,8 @@ def folder(tmp_path):
         (["same"], ["b_c"], "b c/same.mp4"),
         (["no_extension"], [], "no_extension"),
         (["-id"], [], "-id.mp4"),
+        (["twice"], [], "twice.mp4.mkv"),
+        (["both"], [], "both.mp4"),
         ([".hidden"], [], None),
         (["../" + "x"], [], None),
         (["train/pull_ups/x_000001_000011"], [], None),
@@ -47,6 +53,29 @@ def folder(tmp_path):
 )
 def test_a_video_is_found_by_name_alone(folder, stems, near, found):
     assert VideoFiles(folder).find(stems, near) == found
+
+
+def test_clips_are_found_by_their_video_padded_or_not(folder):
+    files = VideoFiles(folder)
+    assert files.clips("x") == [(1.0, 11.0, "train/pull_ups/x_000001_000011.mp4")]
+    assert files.clips("loose") == [(7.0, 17.0, "loose_7_17.mp4")]
+
+
+def test_a_folder_that_cannot_be_read_costs_its_own_videos(folder, monkeypatch, capsys):
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("b c"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # root reads everything
+    files = VideoFiles(folder)
+    assert files.find(["same"], ["b_c"]) == "a/same.mp4" and files.find(["z"]) == "z.WEBM"
+    assert "b c cannot be listed (Permission denied): videos in it count as missing" in capsys.readouterr().err
+    monkeypatch.setattr(os, "scandir", lambda path: refuse("b c"))
+    with pytest.raises(UserError, match="videos cannot be listed"):
+        VideoFiles(folder)
 
 
 def test_links_to_folders_are_followed_once(folder, tmp_path):

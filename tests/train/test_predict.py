@@ -305,6 +305,7 @@ def test_the_grid_of_moments():
         (["--checkpoint", "nowhere"], "no checkpoint at nowhere"),
         (["--boxes", "nowhere.csv"], "nowhere.csv cannot be read"),
         (["--device", "abacus"], "--device abacus"),
+        (["--device", "meta"], "--device meta: it computes nothing"),
     ],
 )
 def test_mistakes_are_told_in_words(model, tmp_path, options, message):

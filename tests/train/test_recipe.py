@@ -100,6 +100,7 @@ def test_a_relative_path_is_looked_for_in_the_project_too(tmp_path, monkeypatch)
         ("tasks.ava.kind=detection", "tasks.ava.kind=detection: must be one of classification, localisation"),
         ("tasks.ava.batch=0", "tasks.ava.batch=0: must be at least 1"),
         ("out=${nowhere}", "nowhere"),
+        ("tasks={}", "override 'tasks={}' changes nothing"),
         ("name=[1,2", "override 'name=.1,2': its value is not YAML"),
         ("name='", "its value is not YAML"),
         ("tasks.ava=null", "tasks.ava: must not be null"),
