@@ -5,8 +5,9 @@
 
 CPU: ViT-B on 16 frames of 224x224 against VideoMAEModel and VivitModel with PyTorch's fused attention: the same shapes,
 dtype, activation and tokens, random weights. Each contestant lives in a process of its own; rounds alternate between
-them, and medians count. Freed memory goes back to the system at once, in all of them. Peak memory is the process's highest resident set during a step less what it was before the
-model was built: weights, gradients and activations. A profile says where the time goes.
+them, and medians count. Peak memory is the process's highest resident set during a step less what it was before the
+model was built: weights, gradients and activations; freed memory goes back to the system at once, for all of them. A
+profile says where the time goes.
 
 GPU: ViT-L on 32 frames of 224x224 under bf16 autocast, with each attention backend, compiled and not, and each kind of
 checkpointing, beside the card's own rate for a large bf16 product.
@@ -139,8 +140,8 @@ def serve(pipe: Connection, peer: str, options: dict[str, Any] | None, arguments
         tokens.float().square().mean().backward()
         model.zero_grad(set_to_none=True)
 
-    # Blocks of memory go back to the system when they are freed. By default glibc keeps them in a heap whose holes would
-    # be counted too, and which grow with what was freed and not with what is needed.
+    # What is freed goes back to the system. By default glibc keeps it in a heap, whose holes would be counted too: they
+    # grow with what was freed, not with what is needed.
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
     # The pages of the libraries and what they set up once are nobody's: one block and one clip bring them in.
     run(build(1).to(dtype).train(), clips_of(1))
