@@ -96,7 +96,7 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
         return StepPlan(recipe, rank.world)
 
     plan = rank.together(check)
-    tasks = rank.together(lambda: open_tasks(recipe, check=rank.first))
+    tasks = rank.together(lambda: open_tasks(recipe, check=rank.first, node=rank.node))
     resumed = checkpoints.newest()
     config = rank.together(lambda: model_config(recipe, tasks, resumed))
     model = rank.together(lambda: build_model(recipe, config, init=resumed is None))
@@ -118,7 +118,8 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
 
     try:
         # Closed however the run ends: its workers are gone before the reason is told.
-        with closing(train_loader(mixture(tasks, recipe), plan.batches(start, rank.index), recipe.workers)) as loader:
+        dataset, batches = mixture(tasks, recipe, rank.node), plan.batches(start, rank.index)
+        with closing(train_loader(dataset, batches, recipe.workers)) as loader:
             done = train(recipe, tasks, engine, plan, iter(loader), rank, log, start, after_step)
         if done == recipe.steps:
             log.say(f"done: {done} steps; weights, log and TensorBoard in {recipe.out}")
