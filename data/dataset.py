@@ -51,9 +51,12 @@ class MixtureDataset(Dataset[Example]):
         tasks: with distinct names.
         orders: one for each task.
         seed: at least 0.
+        lookahead: fetches ahead what comes next of remote sets.
     """
 
-    def __init__(self, tasks: Sequence[TaskData], orders: Sequence[Order], seed: int) -> None:
+    def __init__(
+        self, tasks: Sequence[TaskData], orders: Sequence[Order], seed: int, lookahead: Lookahead | None = None
+    ) -> None:
         assert len(tasks) == len(orders)
         if len({task.name for task in tasks}) < len(tasks):
             raise UserError(f"tasks need distinct names, not {[task.name for task in tasks]}")
@@ -62,7 +65,7 @@ class MixtureDataset(Dataset[Example]):
         self.tasks = list(tasks)
         self.orders = list(orders)
         self.seed = seed
-        self._lookahead = Lookahead([task.shards for task in tasks], orders)
+        self._lookahead = lookahead
 
     def __getitem__(self, index: tuple[int, int]) -> Example:
         """The example at an address, or its substitute, the same one each time.
@@ -110,7 +113,8 @@ class MixtureDataset(Dataset[Example]):
         return draw_mix(view.mixup, view.cutmix, view.mixup_prob, view.mixup_switch_prob, view.image_size, rng)
 
     def _load(self, number: int, position: int) -> Example:
-        self._lookahead.at(number, position)
+        if self._lookahead is not None:
+            self._lookahead.at(number, position)
         task = self.tasks[number]
         example = self.orders[number].example(position)
         substitutes: list[Substitute] = []

@@ -2,14 +2,21 @@
 
 import contextlib
 import ctypes
+import multiprocessing
 import os
+import shutil
 import signal
+import tempfile
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data._utils import signal_handling
 
 from data.batch import PADDING, Batch, Example, clip_bytes, collate
 from data.counters import count, take, timed
@@ -60,6 +67,11 @@ def eval_batches(examples: int, rank: int, world: int, batch_size: int, views: i
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of glibc's malloc.h."""
 
+ORPHAN_S = 0.2
+"""How often a worker looks whether the process that it belongs to is still there, in seconds."""
+END_S = 5.0
+"""A killed worker ends at once, unless a file system that does not answer holds it in the kernel; then nobody waits."""
+
 TRIM_CLIPS = 64
 """Clips of a worker after which it gives unused memory back: clips of all sizes leave holes between what stays, so
 that what is kept would grow for hours."""
@@ -79,13 +91,16 @@ class Loader:
         require_ffmpeg()
         self._batches = batches
         self._buffers = SharedBuffers(workers)
+        # For the sockets over which workers hand memory over: from a folder of its own, a killed one takes none along.
+        sockets = tempfile.mkdtemp(prefix="loader-") if workers else None
+        self._remove = weakref.finalize(self, shutil.rmtree, sockets, ignore_errors=True) if sockets else None
         self._loader: DataLoader | None = DataLoader(
             _Reporting(dataset),
             batch_sampler=batches,
             num_workers=workers,
             collate_fn=_Collate(self._buffers),
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_start_worker,
+            worker_init_fn=partial(_start_worker, os.getpid(), sockets) if sockets else None,
             # Without one of its own, the loader draws from the global generator, and dropout would then depend on how
             # often a run was interrupted.
             generator=torch.Generator(),
@@ -108,8 +123,7 @@ class Loader:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return self._checked(batches)
 
-    @staticmethod
-    def _checked(batches: Iterator[Batch | UserError]) -> Iterator[Batch]:
+    def _checked(self, batches: Iterator[Batch | UserError]) -> Iterator[Batch]:
         try:
             for batch in batches:
                 if isinstance(batch, UserError):
@@ -124,7 +138,14 @@ class Loader:
             raise _died(f"it broke off while it sent a batch ({type(error).__name__})") from error
 
     def close(self) -> None:
-        """Ends the workers."""
+        """Ends the workers at once, whatever they are at, and waits until they are gone. May be called again."""
+        if self._loader is not None and self._loader.num_workers:
+            # Set by the first pass, since workers are persistent.
+            iterator = self._loader._iterator
+            if iterator is not None:
+                _end_workers(iterator)
+        if self._remove is not None:
+            self._remove()
         self._loader = None
         self._buffers.close()
 
@@ -224,14 +245,55 @@ def _trim(clips: int) -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
-def _start_worker(_: int) -> None:
+def _start_worker(parent: int, sockets: str, _: int) -> None:
     _keep_freed_memory()
     take()  # what the process that it was forked from had counted; storage forgets its own
-    threading.Thread(target=_end_when_told, daemon=True).start()
+    multiprocessing.current_process()._config["tempdir"] = sockets  # type: ignore[attr-defined]
+    threading.Thread(target=_end_when_told, args=(parent, sockets), daemon=True).start()
 
 
-def _end_when_told() -> None:
-    """Waits for a SIGTERM from the process that this worker belongs to, and swallows those of others."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
+def _end_when_told(parent: int, sockets: str) -> None:
+    """Waits for a SIGTERM from the process that this worker belongs to, or for its end; swallows signals of others."""
+    told = None
+    while os.getppid() == parent and (told is None or told.si_pid != parent):
+        told = signal.sigtimedwait({signal.SIGTERM}, ORPHAN_S)
+    _forget_shared_memory(os.getpid())
+    if os.getppid() != parent:
+        shutil.rmtree(sockets, ignore_errors=True)
     os._exit(0)
+
+
+def _forget_shared_memory(pid: int) -> None:
+    """Removes what a process has left in /dev/shm: memory has a name from its creation until it is filled."""
+    for path in Path("/dev/shm").glob(f"torch_{pid}_*"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _end_workers(iterator: Any) -> None:
+    """Ends the workers of torch's own iterator over batches.
+
+    Its own way lets each worker finish what it is at, a download perhaps, and joins one after the other with a time-out
+    of five seconds. It also sets an event whose lock a worker that was killed may have taken along. A worker has
+    nothing to finish: nobody waits for its batch, and a cache survives kills.
+    """
+    if iterator._shutdown:
+        return
+    iterator._shutdown = True  # so that the iterator's end is not attempted once more
+    if iterator._worker_pids_set:
+        iterator._worker_pids_set = False
+        signal_handling._remove_worker_pids(id(iterator))  # from here on a dead worker is no error
+    pinning = getattr(iterator, "_pin_memory_thread", None)
+    if pinning is not None:
+        # Before the workers: one that ends while it sends would leave the thread with half a message.
+        iterator._pin_memory_thread_done_event.set()
+        iterator._worker_result_queue.put((None, None))
+        pinning.join(timeout=0.2)
+    for worker in iterator._workers:
+        worker.kill()
+    for worker in iterator._workers:
+        worker.join(timeout=END_S)
+        _forget_shared_memory(worker.pid)
+    for queue in (*iterator._index_queues, iterator._worker_result_queue):
+        queue.cancel_join_thread()
+        queue.close()

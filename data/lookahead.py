@@ -1,74 +1,104 @@
-"""Which shards a mixture of tasks reads next: known from the order, so fetched before they are needed."""
+"""Which shards the ranks of a machine read next: known from the schedule and the order, so fetched before their use."""
 
+import heapq
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from data.fetch import RemoteFile
 from data.order import EpochOrder
+from data.schedule import NodeShare, Schedule
 from data.shard_cache import ShardCache
 from data.shards import ShardSet
 
 
 class Lookahead:
-    """Follows the positions that this process is asked for, and tells the cache what comes after them.
+    """Follows the positions that this process is asked for, and tells the cache what its machine reads after them.
 
-    All processes of a machine are at about the same positions, so they want the same shards; whoever comes first
-    fetches one, and so they share the work. A process takes the same places of every global batch, and of a window only
-    the shards that these places read (see `EpochOrder`). Local sets, and those that are read by range, need nothing of
-    this.
+    The list of shards is a function of the step and of the machine's place among the ranks: the same in all processes
+    of the machine, whichever tasks and clips come to each. So they share the work, and nobody evicts what another one
+    has fetched ahead. Of a window only the shards are wanted that the machine's places of the global batch read (see
+    `EpochOrder`), and windows come in the order in which the schedule gets to them. Local sets, and those that are read
+    by range, need nothing of this.
 
     Args:
         sets: of the tasks.
-        orders: of the tasks; only what an EpochOrder orders is known ahead.
+        orders: of the tasks, with the batches of the schedule.
+        schedule: of the run.
+        node: the machine's part of a global batch.
     """
 
-    def __init__(self, sets: Sequence[ShardSet], orders: Sequence[object]) -> None:
+    def __init__(
+        self, sets: Sequence[ShardSet], orders: Sequence[EpochOrder], schedule: Schedule, node: NodeShare
+    ) -> None:
+        self._schedule = schedule
         self._remote: dict[int, tuple[ShardSet, ShardCache, EpochOrder]] = {}
-        for number, (shards, order) in enumerate(zip(sets, orders, strict=True)):
-            if shards.cache is not None and shards.whole_shards and isinstance(order, EpochOrder):
-                self._remote[number] = (shards, shards.cache, order)
-        self._windows: dict[int, tuple[int, int]] = {}
         self._places: dict[int, tuple[int, int]] = {}
+        for number, (shards, order) in enumerate(zip(sets, orders, strict=True)):
+            if shards.cache is not None and shards.whole_shards:
+                self._remote[number] = (shards, shards.cache, order)
+                self._places[number] = node.places(order.batch)
+        self._valid: dict[int, tuple[int, int]] = {}
         self._owner = os.getpid()
 
     def at(self, number: int, position: int) -> None:
         """Position `position` of task `number` is about to be read."""
         if number not in self._remote:
             return
-        if self._owner != os.getpid():
-            self._owner, self._windows, self._places = os.getpid(), {}, {}
-        cache, order = self._remote[number][1:]
-        window, place = order.window_at(position), position % order.batch
-        first, last = self._places.get(number, (place, place))
-        places = (min(first, place), max(last, place))
-        if (self._windows.get(number), self._places.get(number)) != (window, places):
-            self._windows[number], self._places[number] = window, places
-            cache.prefetch(self.upcoming(cache))
+        batch = position // self._remote[number][2].batch
+        since, until = self._valid.get(number, (0, 0))
+        if since <= batch < until and self._owner == os.getpid():
+            return
+        step = self._schedule.step_of(number, batch)
+        for cache in {id(cache): cache for _, cache, _ in self._remote.values()}.values():
+            cache.prefetch(self.upcoming(cache, step), "training")
+        # The list stays as it is until the machine is done with a window.
+        end = min(self._left(task, step) for task in self._remote)
+        done = self._schedule.done
+        self._valid = {task: (done(task, step), done(task, end)) for task in self._remote}
+        self._owner = os.getpid()
 
-    def upcoming(self, cache: ShardCache) -> list[RemoteFile]:
-        """What will be read of a cache, soonest first, as much as it can hold: the windows that tasks are in, then the
-        next window of each task, and so on."""
-        parts = [
-            (
-                shards,
-                order.windows_from(*self._windows[number], *self._places[number]),
-                -(-len(order.counts) // order.window),
-            )
-            for number, (shards, kept_in, order) in self._remote.items()
-            if kept_in is cache and number in self._windows
-        ]
+    def upcoming(self, cache: ShardCache, step: int) -> list[RemoteFile]:
+        """What will be read of a cache from optimizer step `step` on, soonest first, as much as it can hold."""
+        windows = [self._windows(number, step) for number, (_, kept_in, _) in self._remote.items() if kept_in is cache]
         found: dict[str, RemoteFile] = {}
         room = cache.max_bytes
-        # The rest of this epoch and the whole of the next one is all there is.
-        for number in range(2 * max(count for _, _, count in parts)):
-            for shards, windows, count in parts:
-                if number >= 2 * count:
-                    continue
-                for shard in next(windows):
-                    file = shards.shard_file(shard)
-                    if file.key not in found:
-                        found[file.key] = file
-                        room -= file.bytes
+        for _, number, shards in heapq.merge(*windows):
+            for shard in shards:
+                file = self._remote[number][0].shard_file(shard)
+                if file.key not in found:
+                    found[file.key] = file
+                    room -= file.bytes
             if room < 0:
                 break
         return list(found.values())
+
+    def _windows(self, number: int, step: int) -> Iterator[tuple[int, int, list[int]]]:
+        """(first step, task, shards) of a task's windows, from the one that the machine is in at `step`."""
+        order, (first, last) = self._remote[number][2], self._places[number]
+        if self._schedule.done(number, step) >= self._schedule.steps_of(number):
+            return
+        epoch, window = self._window(number, step)
+        count = -(-len(order.counts) // order.window)
+        windows = order.windows_from(epoch, window, first, last)
+        # The rest of this epoch and the whole of the next one is all there is.
+        for _ in range(2 * count):
+            begin, _ = order.window_span(epoch, window)
+            began = self._schedule.step_of(number, max(-(-(begin - last) // order.batch), 0))
+            if began >= self._schedule.steps:
+                return
+            yield began, number, next(windows)
+            epoch, window = (epoch, window + 1) if window + 1 < count else (epoch + 1, 0)
+
+    def _left(self, number: int, step: int) -> int:
+        """The step before which the machine is done with the window that it is in at `step`, or with the task."""
+        order, plan = self._remote[number][2], self._schedule
+        if plan.done(number, step) >= plan.steps_of(number):
+            return plan.steps
+        _, end = order.window_span(*self._window(number, step))
+        batches = -(-(end - self._places[number][0]) // order.batch)
+        return plan.step_of(number, min(batches, plan.steps_of(number)) - 1) + 1
+
+    def _window(self, number: int, step: int) -> tuple[int, int]:
+        """The window of the machine's first place in the batch that comes next at `step`."""
+        order = self._remote[number][2]
+        return order.window_at(self._schedule.done(number, step) * order.batch + self._places[number][0])

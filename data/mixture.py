@@ -3,9 +3,21 @@
 from collections.abc import Iterator, Sequence
 
 from data.dataset import MixtureDataset, TaskData
+from data.lookahead import Lookahead
 from data.order import EpochOrder
 from data.recipe import DataRecipe
-from data.schedule import MicroStep, Schedule, micro_clips, micro_steps
+from data.schedule import MicroStep, NodeShare, Schedule, micro_clips, micro_steps
+
+
+def schedule_of(recipe: DataRecipe) -> Schedule:
+    tasks = recipe.tasks.values()
+    clips, shares = [task.batch for task in tasks], [task.share for task in tasks]
+    return Schedule(recipe.schedule, clips, recipe.steps, recipe.seed, shares)
+
+
+def order_of(data: TaskData, recipe: DataRecipe) -> EpochOrder:
+    batch = recipe.tasks[data.name].batch
+    return EpochOrder(data.shards.shard_examples, recipe.seed, data.name, recipe.window, batch)
 
 
 class StepPlan:
@@ -16,10 +28,8 @@ class StepPlan:
     """
 
     def __init__(self, recipe: DataRecipe, world: int) -> None:
-        tasks = recipe.tasks
-        clips, shares = [task.batch for task in tasks.values()], [task.share for task in tasks.values()]
-        self.schedule = Schedule(recipe.schedule, clips, recipe.steps, recipe.seed, shares)
-        self.micro = [micro_clips(name, task.batch, world, task.micro_batch) for name, task in tasks.items()]
+        self.schedule = schedule_of(recipe)
+        self.micro = [micro_clips(name, task.batch, world, task.micro_batch) for name, task in recipe.tasks.items()]
         self.world = world
 
     def micro_steps(self, step: int, rank: int) -> list[MicroStep]:
@@ -32,10 +42,14 @@ class StepPlan:
                 yield [(part.task, position) for position in part.positions]
 
 
-def build_mixture(sets: Sequence[TaskData], recipe: DataRecipe) -> MixtureDataset:
-    """The training sets of a recipe's tasks, in the order of its tasks, each with its order of examples."""
-    orders = [
-        EpochOrder(data.shards.shard_examples, recipe.seed, data.name, recipe.window, recipe.tasks[data.name].batch)
-        for data in sets
-    ]
-    return MixtureDataset(sets, orders, recipe.seed)
+def build_mixture(sets: Sequence[TaskData], recipe: DataRecipe, node: NodeShare | None = None) -> MixtureDataset:
+    """The training sets of a recipe's tasks, in the order of its tasks, each with its order of examples.
+
+    Args:
+        node: the machine's part of a global batch, so that of remote sets it fetches ahead what it reads; None: all.
+    """
+    orders = [order_of(data, recipe) for data in sets]
+    lookahead = None
+    if any(data.shards.cache is not None and data.shards.whole_shards for data in sets):
+        lookahead = Lookahead([data.shards for data in sets], orders, schedule_of(recipe), node or NodeShare())
+    return MixtureDataset(sets, orders, recipe.seed, lookahead)

@@ -129,6 +129,12 @@ class EpochOrder:
         _, starts = _epoch(self, epoch)
         return epoch, (int(np.searchsorted(starts, place, side="right")) - 1) // self.window
 
+    def window_span(self, epoch: int, number: int) -> tuple[int, int]:
+        """The first position of a window, and the one after its last."""
+        _, starts = _epoch(self, epoch)
+        low, high = starts[number * self.window], starts[min((number + 1) * self.window, len(starts) - 1)]
+        return epoch * self.size + int(low), epoch * self.size + int(high)
+
     def windows_from(self, epoch: int, number: int, first: int = 0, last: int | None = None) -> Iterator[list[int]]:
         """The shards of a window that places `first` to `last` of global batches (default: all) read, those of the
         window after it, and so on without end: what a reader of these places will need next."""

@@ -24,15 +24,18 @@ class Prefetcher:
         self._cache = cache
         self._owner = 0
 
-    def want(self, files: Sequence[RemoteFile]) -> None:
-        """Replaces the list of files that are wanted, most urgent first."""
+    def want(self, files: Sequence[RemoteFile], reader: str) -> None:
+        """Replaces the list of files that a reader wants, most urgent first; all of it before what others want."""
         if self._owner != os.getpid():
             self._owner = os.getpid()
             self._changed = threading.Condition()
+            self._lists: dict[str, list[RemoteFile]] = {}
             self._wanted: list[RemoteFile] | None = None
             threading.Thread(target=self._work, name="prefetch", daemon=True).start()
         with self._changed:
-            self._wanted = list(files)
+            self._lists.pop(reader, None)
+            self._lists = {reader: list(files), **self._lists}
+            self._wanted = [file for wanted in self._lists.values() for file in wanted]
             self._changed.notify()
 
     def _work(self) -> None:

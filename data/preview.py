@@ -7,6 +7,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -126,18 +127,18 @@ def labels(data: TaskData, example: Example) -> list[str]:
 
 def load(mixture: MixtureDataset, chosen: Sequence[Seat], recipe: DataRecipe) -> tuple[list[Example], list[str]]:
     """Loads clips through the run's loader, one a batch; returns them and a table of what that cost."""
-    loader = train_loader(mixture, [[(seat.task, seat.position)] for seat in chosen], recipe.workers)
     examples: list[Example] = []
     counts: dict[str, dict[str, float]] = {}
     began = time.perf_counter()
-    for batch in loader:
-        add(counts.setdefault(batch.task, {}), batch.counts)
-        alone = Example(batch.task, batch.keys[0], int(batch.examples[0]), batch.clips[0], batch.labels, batch.boxes)
-        if batch.boxes is None:
-            alone = replace(alone, labels=batch.labels[0])
-        examples.append(replace(alone, substitutes=batch.substitutes))
-    elapsed = time.perf_counter() - began
-    loader.close()
+    with closing(train_loader(mixture, [[(s.task, s.position)] for s in chosen], recipe.workers)) as loader:
+        for batch in loader:
+            add(counts.setdefault(batch.task, {}), batch.counts)
+            first = int(batch.examples[0])
+            alone = Example(batch.task, batch.keys[0], first, batch.clips[0], batch.labels, batch.boxes)
+            if batch.boxes is None:
+                alone = replace(alone, labels=batch.labels[0])
+            examples.append(replace(alone, substitutes=batch.substitutes))
+        elapsed = time.perf_counter() - began
     told = {task: figures(own, elapsed) for task, own in counts.items()}
     names = list(dict.fromkeys(name for own in told.values() for name in own))
     lines = [f"loaded {len(examples)} clips in {elapsed:.2f} s, workers={recipe.workers} (their start included)"]

@@ -85,6 +85,7 @@ class Schedule:
             raise UserError(f"share: must not be below 0, nor all be 0; they are {list(shares)}")
         self.name, self.clips, self.steps = name, list(clips), steps
         self._tasks: np.ndarray | None = None
+        self._own: dict[int, np.ndarray] = {}
         if name != "accumulate":
             # In 32 bits: every process of a run holds both arrays.
             self._tasks = ONE_TASK_A_STEP[name](steps, shares, seed).astype(np.int32)
@@ -103,6 +104,19 @@ class Schedule:
         task = int(self._tasks[step])
         return [TaskStep(task, int(self._before[step]) * self.clips[task], self.clips[task])]
 
+    def done(self, task: int, step: int) -> int:
+        """How many of the steps before `step` (at most the number of steps) train `task`."""
+        return step if self._tasks is None else int((self._tasks[:step] == task).sum())
+
+    def step_of(self, task: int, number: int) -> int:
+        """The step that trains `task` for the `number`-th time, from 0; the number of steps where none does."""
+        if self._tasks is None:
+            return min(number, self.steps)
+        if task not in self._own:
+            self._own[task] = np.flatnonzero(self._tasks == task).astype(np.int32)
+        own = self._own[task]
+        return int(own[number]) if number < len(own) else self.steps
+
     def steps_of(self, task: int) -> int:
         """Number of the run's steps that train `task`."""
         return self.steps if self._tasks is None else int((self._tasks == task).sum())
@@ -114,6 +128,20 @@ class MicroStep:
 
     task: int
     positions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class NodeShare:
+    """The ranks of one machine: `ranks` neighbours of `world`, from rank `first` on. By default all there is."""
+
+    first: int = 0
+    ranks: int = 1
+    world: int = 1
+
+    def places(self, clips: int) -> tuple[int, int]:
+        """First and last place of a global batch of `clips` that these ranks take (see `micro_steps`)."""
+        share = clips // self.world
+        return self.first * share, (self.first + self.ranks) * share - 1
 
 
 def micro_clips(task: str, clips: int, world: int, most: int) -> int:

@@ -132,13 +132,16 @@ class ShardCache:
         finally:
             os.close(descriptor)
 
-    def prefetch(self, files: Sequence[RemoteFile]) -> None:
-        """Fetches files in the background, in the order given; replaces what an earlier call has left undone.
+    def prefetch(self, files: Sequence[RemoteFile], reader: str) -> None:
+        """Fetches files in the background, in the order given.
+
+        Replaces what an earlier call of this `reader` has left undone; what other readers of this process want comes
+        after it.
 
         As many as fit into the cache with room to spare; those that are there already are kept longest. What goes
         wrong is told to the one who reads the file. Works in any process; the thread starts with the first call.
         """
-        self._prefetcher.want(files)
+        self._prefetcher.want(files, reader)
 
     def fetch_ahead(self, file: RemoteFile) -> bool:
         """Fetches a file unless it is there, someone else is at it, or there is no room. Returns whether it did."""

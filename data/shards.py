@@ -238,7 +238,7 @@ class ShardSet:
         """Fetches shards into the cache in the background, in the order given (see ShardCache.prefetch). Does nothing
         for a local set, nor for one that is read by range."""
         if self.cache is not None and self.whole_shards:
-            self.cache.prefetch([self.shard_file(shard) for shard in shards])
+            self.cache.prefetch([self.shard_file(shard) for shard in shards], self.prefix)
 
     def read_json(self, example: int) -> dict[str, Any]:
         """The sample JSON of an example. Raises OSError or ValueError when it cannot be read."""

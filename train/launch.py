@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from data.errors import UserError
 from data.loader import worker_death
+from data.schedule import NodeShare
 
 T = TypeVar("T")
 
@@ -46,6 +47,14 @@ class Rank:
     @property
     def first(self) -> bool:
         return self.index == 0
+
+    @property
+    def node(self) -> NodeShare:
+        """The ranks of this machine, as launchers number them: one machine's after the other's. All of them where
+        the launcher does not say."""
+        local, here = int(os.environ.get("LOCAL_RANK", "0")), _local_world(self.world)
+        first = self.index - local
+        return NodeShare(first, here, self.world) if 0 <= first <= self.world - here else NodeShare()
 
     def gather(self, value: T) -> list[T]:
         """Every rank's `value`, in the order of ranks."""
@@ -92,8 +101,7 @@ def init_distributed() -> Rank:
     else:
         device, backend = torch.device("cpu"), "gloo"
         if "OMP_NUM_THREADS" not in os.environ:
-            here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world)
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // _local_world(world)))
     if not dist.is_initialized():
         if "RANK" in os.environ:
             dist.init_process_group(backend, timeout=PROCESS_GROUP_TIMEOUT)
@@ -105,6 +113,11 @@ def init_distributed() -> Rank:
             dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=PROCESS_GROUP_TIMEOUT)
         )
     return Rank(index, world, device, control)
+
+
+def _local_world(world: int) -> int:
+    """The number of this machine's ranks; torchrun and deepspeed say it by different names."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world)
 
 
 class StopSignal:

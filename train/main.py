@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from contextlib import closing
 from pathlib import Path
 
 from data.decode import require_ffmpeg
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
         return StepPlan(recipe, rank.world)
 
     plan = rank.together(check)
-    tasks = rank.together(lambda: open_tasks(recipe, check=rank.first))
+    tasks = rank.together(lambda: open_tasks(recipe, check=rank.first, node=rank.node))
     resumed = checkpoints.newest()
     config = rank.together(lambda: model_config(recipe, tasks, resumed))
     model = rank.together(lambda: build_model(recipe, config, init=resumed is None))
@@ -107,7 +108,6 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
     log.say(describe(recipe, tasks, rank, args.ds, start))
     if told := describe_init(recipe, model):
         log.say(told)
-    loader = train_loader(mixture(tasks, recipe), plan.batches(start, rank.index), recipe.workers)
 
     def after_step(done: int, last: bool) -> None:
         if last or done % recipe.save_every == 0:
@@ -117,7 +117,10 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
             log.metrics(done, evaluate_all(engine.module, tasks, rank, recipe))
 
     try:
-        done = train(recipe, tasks, engine, plan, iter(loader), rank, log, start, after_step)
+        # Closed however the run ends: its workers are gone before the reason is told.
+        dataset, batches = mixture(tasks, recipe, rank.node), plan.batches(start, rank.index)
+        with closing(train_loader(dataset, batches, recipe.workers)) as loader:
+            done = train(recipe, tasks, engine, plan, iter(loader), rank, log, start, after_step)
         if done == recipe.steps:
             log.say(f"done: {done} steps; weights, log and TensorBoard in {recipe.out}")
     except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 import math
 import sys
 from dataclasses import dataclass
+from itertools import islice
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,7 +11,8 @@ from torch import Tensor
 from data.batch import Batch
 from data.dataset import MixtureDataset, TaskData
 from data.errors import UserError
-from data.mixture import build_mixture
+from data.mixture import build_mixture, order_of
+from data.schedule import NodeShare
 from data.shard_cache import GB, ShardCache
 from data.shards import ClassInfo, ShardSet
 from data.storage import is_remote
@@ -46,16 +48,19 @@ class Task:
         return batch.labels.shape[0]
 
 
-def open_tasks(recipe: Recipe, train: bool = True, val: bool = True, check: bool = True) -> list[Task]:
+def open_tasks(
+    recipe: Recipe, train: bool = True, val: bool = True, check: bool = True, node: NodeShare | None = None
+) -> list[Task]:
     """Opens the training and the validation shards of all tasks of a recipe.
 
     Args:
         check: also look at every tar and index row (see `check_set`), and warn on stderr of what is damaged. One rank
             is enough: a thousand that ask for the size of ten thousand files bring a file system to its knees.
+        node: the ranks of this machine, which share its cache of remote shards; None: all ranks.
 
     Raises:
-        UserError: shards that are not there, or of another kind or other classes than their task; the message says
-            which, and what to run.
+        UserError: shards that are not there, or of another kind or other classes than their task, or a cache too small
+            for them; the message says which, and what to do.
     """
     prefixes = [task.shards for task in recipe.tasks.values() if train]
     prefixes += [task.val_shards for task in recipe.tasks.values() if val and task.val_shards]
@@ -69,27 +74,30 @@ def open_tasks(recipe: Recipe, train: bool = True, val: bool = True, check: bool
             if warning is not None:
                 print(f"warning: {warning}", file=sys.stderr, flush=True)
     if cache is not None and recipe.cache.whole_shards:
-        _check_room(tasks, recipe, cache)
+        _check_room(tasks, recipe, cache, node or NodeShare())
     return tasks
 
 
-def mixture(tasks: list[Task], recipe: Recipe) -> MixtureDataset:
-    """The training sets of all tasks, each with its order."""
-    return build_mixture([task.train for task in tasks if task.train is not None], recipe)
+def mixture(tasks: list[Task], recipe: Recipe, node: NodeShare | None = None) -> MixtureDataset:
+    """The training sets of all tasks, each with its order; `node` as in `open_tasks`."""
+    return build_mixture([task.train for task in tasks if task.train is not None], recipe, node)
 
 
-def _check_room(tasks: list[Task], recipe: Recipe, cache: ShardCache) -> None:
-    """Training reads all shards of a window by turns: a cache that does not hold them would fetch each many times."""
+def _check_room(tasks: list[Task], recipe: Recipe, cache: ShardCache, node: NodeShare) -> None:
+    """The ranks of a machine read their shards of a window by turns: a cache that does not hold them would fetch each
+    many times. What counts is the largest window of the first epoch; others hardly differ."""
     needed = 0
     for task in tasks:
-        if task.train is not None and task.train.shards.cache is not None:
-            sizes = sorted(shard.bytes for shard in task.train.shards.manifest.shards)
-            needed += sum(sizes[-recipe.window :])
+        if task.train is None or task.train.shards.cache is None:
+            continue
+        order, shards = order_of(task.train, recipe), task.train.shards.manifest.shards
+        windows = islice(order.windows_from(0, 0, *node.places(order.batch)), -(-len(shards) // order.window))
+        needed += max(sum(shards[number].bytes for number in window) for window in windows)
     if needed > cache.max_bytes:
         raise UserError(
-            f"cache.max_gb={recipe.cache.max_gb:g} is too little: the remote shards that are shuffled into each other"
-            f" (window={recipe.window} of each task) have {needed / GB:.3g} GB, and twice as much lets the next ones"
-            f" come in time: give cache.max_gb={math.ceil(2 * needed / GB)}, a smaller window, or"
+            f"cache.max_gb={recipe.cache.max_gb:g} is too little: the remote shards that this machine reads by turns"
+            f" (its part of window={recipe.window} shards of each task) have {needed / GB:.3g} GB, and twice as much"
+            f" lets the next ones come in time: give cache.max_gb={math.ceil(2 * needed / GB)}, a smaller window, or"
             " cache.whole_shards=false"
         )
 

@@ -1,5 +1,6 @@
 """No loader process outlives its run, however the run ends; a shard that breaks costs its own samples alone."""
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -17,40 +18,58 @@ from data.shards import ShardSet
 from tests.data.test_dataset import Counting, task
 
 RUN = """
-import os, sys
+import os, sys, time
+from contextlib import closing
+from data.dataset import MixtureDataset
 from data.loader import train_loader
 from data.shards import ShardSet
 from tests.data.test_dataset import mixture, task
 from tests.data.test_loader import children
 from train.launch import StopSignal, command
 
+class Stuck(MixtureDataset):
+    def __getitems__(self, indices):
+        if indices[0][1] >= 30:
+            time.sleep(60)  # a download from a server that does not answer
+        return super().__getitems__(indices)
+
 def main():
     stop = StopSignal() if {graceful} else None
-    sets = mixture(task(ShardSet({prefix!r})))
-    for number, batch in enumerate(train_loader(sets, ([(0, p)] for p in range(10**9)), workers=2)):
-        if number == 0:
-            print(*children(), flush=True)
-        if number == 20 and {raises}:
-            raise LookupError("a defect of the run")
-        if stop and stop.name:
-            return
+    sets = Stuck([task(ShardSet({prefix!r}))], mixture(task(ShardSet({prefix!r}))).orders, 0)
+    with closing(train_loader(sets, ([(0, p)] for p in range(10**9)), workers=2)) as loader:
+        for number, batch in enumerate(loader):
+            if number == 0:
+                print(*children(), flush=True)
+            if number == 20 and {raises}:
+                raise LookupError("a defect of the run")
+            if stop and stop.name:
+                return
+            if not {raises}:
+                time.sleep(0.1)
 
 command(main)
 """
 
 
 def alive(pid: int) -> bool:
-    try:
-        return "zombie" not in Path(f"/proc/{pid}/status").read_text().splitlines()[2]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    """Whether there is such a process, one that has ended and was not waited for included."""
+    return Path(f"/proc/{pid}").exists()
 
 
 @pytest.mark.parametrize(
-    ("how", "code"), [("exception", 1), ("ctrl-c", 0), ("ctrl-c at once", 130), ("kill -9", -signal.SIGKILL)]
+    ("how", "code", "told"),
+    [
+        ("exception", 1, "a defect of the run"),
+        ("ctrl-c", 0, ""),
+        ("ctrl-c at once", 130, ""),
+        ("kill -9", -signal.SIGKILL, ""),
+        ("kill -9 of a worker", 1, "error: rank 0: a process that loads data has died: "),
+    ],
 )
-def test_workers_end_with_their_run(classification, how, code):
+def test_workers_end_with_their_run(classification, tmp_path, monkeypatch, how, code, told):
+    """At once, though each of them is at something that takes a minute."""
     script = RUN.format(prefix=classification.prefix, raises=how == "exception", graceful=how == "ctrl-c")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # where nobody else is at work
     # In a session of its own: Ctrl-C goes to all processes of the group.
     process = subprocess.Popen(
         [sys.executable, "-c", script],
@@ -68,15 +87,44 @@ def test_workers_end_with_their_run(classification, how, code):
             os.killpg(process.pid, signal.SIGINT)
         elif how == "kill -9":
             process.kill()
-        _, errors = process.communicate(timeout=60)
+        elif how == "kill -9 of a worker":
+            os.kill(workers[0], signal.SIGKILL)
+        _, errors = process.communicate(timeout=30)
     finally:
         process.kill()
-    assert process.returncode == code, errors
-    assert ("a defect of the run" in errors) == (how == "exception")
-    deadline = time.monotonic() + 30  # a worker looks every few seconds whether its run is still there
+    assert process.returncode == code and told in errors, errors
+    assert how == "exception" or "Traceback" not in errors, errors
+    if how != "kill -9":
+        assert not any(map(alive, workers))
+    deadline = time.monotonic() + 3
     while any(map(alive, workers)) and time.monotonic() < deadline:
-        time.sleep(0.1)
+        time.sleep(0.05)
     assert not any(map(alive, workers))
+    shared = [path for pid in (process.pid, *workers) for path in Path("/dev/shm").glob(f"torch_{pid}_*")]
+    assert list(tmp_path.iterdir()) == [] and shared == []
+
+
+def test_closing_waits_for_nothing_that_workers_are_at(classification):
+    """torch's own end joins each worker for five seconds."""
+
+    class Stuck(MixtureDataset):
+        def __getitems__(self, indices):
+            if indices[0][1] > 3:
+                time.sleep(60)
+            return super().__getitems__(indices)
+
+    sets = Stuck([task(classification)], [Counting(len(classification))], 0)
+    loader = train_loader(sets, [[(0, position)] for position in range(20)], workers=2)
+    batches = iter(loader)
+    next(batches)
+    workers = [child.pid for child in multiprocessing.active_children()]
+    began = time.monotonic()
+    loader.close()
+    assert time.monotonic() - began < 4 and multiprocessing.active_children() == []
+    assert len(workers) == 2 and not any(map(alive, workers))
+    loader.close()
+    with pytest.raises(AssertionError, match="closed"):
+        iter(loader)
 
 
 @pytest.mark.parametrize("damage", ["a header", "a video", "a record"])

