@@ -6,17 +6,18 @@ give the gradient of the same loss; the plain one, on one process, is the refere
 
 import json
 import os
-import pickle
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from data.errors import UserError
 from models import CofinetuneModel
 from train.launch import Rank
 from train.optim import ActiveAdamW, set_step
+from train.optim_state import Piece, full_state, load_state, load_weights, write_state
 from train.recipe import Recipe, project_path
 
 STAGES = (1, 2)
@@ -30,7 +31,7 @@ OWNED = {
 """Keys of DeepSpeed's JSON that say what the recipe says, and the recipe's key for each."""
 
 
-DAMAGE = (RuntimeError, ValueError, LookupError, EOFError, OSError, AssertionError, TypeError, pickle.UnpicklingError)
+DAMAGE = (RuntimeError, ValueError, LookupError, OSError, TypeError, SafetensorError)
 """What loading a damaged checkpoint raises, or one of another model."""
 
 
@@ -82,19 +83,14 @@ class PlainEngine:
         return float(norm) if finite else None
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save({"model": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}, folder / "plain.pt")
+        write_state(folder, full_state(self.module, _whole_pieces(self.optimizer)))
 
     def load(self, folder: Path) -> None:
-        path = folder / "plain.pt"
-        if not path.exists():
-            raise UserError(f"{folder} was written under DeepSpeed: start with the same --ds, or resume elsewhere")
         try:
-            state = torch.load(path, map_location=self.rank.device, weights_only=True)
-            self.module.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            load_weights(self.module, folder)
+            load_state(self.module, _whole_pieces(self.optimizer), folder)
         except DAMAGE as error:
-            raise _damaged(path, error) from error
+            raise _damaged(folder, error) from error
 
 
 class DeepSpeedEngine:
@@ -128,20 +124,30 @@ class DeepSpeedEngine:
         return float(self.engine.get_global_grad_norm())
 
     def save(self, folder: Path) -> None:
-        self.engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
+        state = full_state(self.module, self._pieces(), reduce=self.rank.world > 1)
+        if self.rank.first:
+            write_state(folder, state)
 
     def load(self, folder: Path) -> None:
-        if not list(folder.glob("*_optim_states.pt")):
-            raise UserError(f"{folder} was not written under DeepSpeed: leave --ds out to resume it")
-        ranks = len(list(folder.glob("zero_pp_rank_*_optim_states.pt"))) or len(list(folder.glob("*zero_pp_rank_*")))
-        if ranks != self.rank.world:
-            raise UserError(f"{folder} was written by {ranks} ranks, this run has {self.rank.world}: start {ranks}")
         try:
-            loaded, _ = self.engine.load_checkpoint(str(folder.parent), tag=folder.name)
+            load_weights(self.module, folder)
+            self.engine.optimizer.refresh_fp32_params()
+            load_state(self.module, self._pieces(), folder)
         except DAMAGE as error:
             raise _damaged(folder, error) from error
-        if loaded is None:
-            raise _damaged(folder, FileNotFoundError("a file of it is missing"))
+
+    def _pieces(self) -> list[Piece]:
+        """This rank's part of every parameter in ZeRO's flat partitions (stages 1 and 2), the same list on all."""
+        zero, pieces = self.engine.optimizer, []
+        for params, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
+            for parameter in params:
+                part = parameter._hp_mapping
+                place = None
+                if part is not None:
+                    inside, here = part.lp_fragment_address, part.get_hp_fragment_address()
+                    place = (inside.start, here.start, here.numel)
+                pieces.append(Piece(parameter, flat, zero.optimizer.state, place))
+        return pieces
 
 
 def build_engine(model: CofinetuneModel, optimizer: ActiveAdamW, recipe: Recipe, rank: Rank, ds: str | None) -> Engine:
@@ -198,6 +204,11 @@ def deepspeed_config(path: str, recipe: Recipe) -> dict[str, Any]:
     config |= {"zero_allow_untested_optimizer": True}
     config.setdefault("steps_per_print", 10**9)
     return config
+
+
+def _whole_pieces(optimizer: ActiveAdamW) -> list[Piece]:
+    params = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return [Piece(p, p, optimizer.state, (0, 0, p.numel())) for p in params]
 
 
 def _check_values(deepspeed: Any, config: dict[str, Any]) -> None:

@@ -85,7 +85,7 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
         if rank.first:
             print(plan_of)
         return
-    checkpoints = Checkpoints(recipe.out, recipe.keep)
+    checkpoints = Checkpoints(recipe.out, recipe.keep, recipe.keep_best)
 
     def check() -> StepPlan:
         require_ffmpeg()
@@ -97,12 +97,12 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
 
     plan = rank.together(check)
     tasks = rank.together(lambda: open_tasks(recipe, check=rank.first, node=rank.node))
-    resumed = checkpoints.newest()
+    resumed = checkpoints.newest_intact(rank)
     config = rank.together(lambda: model_config(recipe, tasks, resumed))
     model = rank.together(lambda: build_model(recipe, config, init=resumed is None))
     optimizer = build_optimizer(model, len(model.backbone.blocks), recipe.optim)
     engine = rank.together(lambda: build_engine(model, optimizer, recipe, rank, args.ds))
-    start = rank.together(lambda: checkpoints.resume(engine, recipe))
+    start = rank.together(lambda: checkpoints.resume(engine, recipe, config, resumed))
 
     log = rank.together(lambda: open_log(recipe, rank, start))
     log.say(describe(recipe, tasks, rank, args.ds, start))
@@ -114,7 +114,11 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
             folder = checkpoints.save(done, engine, recipe, config, rank)
             log.say(f"checkpoint {folder}")
         if recipe.eval_every and done % recipe.eval_every == 0:
-            log.metrics(done, evaluate_all(engine.module, tasks, rank, recipe))
+            metrics = evaluate_all(engine.module, tasks, rank, recipe)
+            log.metrics(done, metrics)
+            if rank.gather(checkpoints.is_best(metrics))[0]:
+                checkpoints.save(done, engine, recipe, config, rank)
+            checkpoints.score(done, metrics, rank)
 
     try:
         # Closed however the run ends: its workers are gone before the reason is told.

@@ -226,6 +226,8 @@ class Recipe(DataRecipe):
     """Steps between checkpoints; one is always written at the end."""
     keep: int = 2
     """Number of newest checkpoints that are kept."""
+    keep_best: list[str] = field(default_factory=list)
+    """Metrics of the evaluation, as in [ava/mAP]: the best checkpoint of each is kept too, and written if need be."""
     eval_every: int = 0
     """Steps between evaluations; 0: none during training."""
     eval_batch: int = 16

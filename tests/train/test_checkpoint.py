@@ -1,6 +1,6 @@
 """Checkpoints are whole or absent, and only the run that wrote one goes on from it."""
 
-import json
+import copy
 import resource
 import signal
 
@@ -14,6 +14,11 @@ from train.checkpoint import Checkpoints, find_weights, read_state, whole_checkp
 from train.launch import Rank
 
 ALONE = Rank(0, 1, torch.device("cpu"))
+
+
+def resume(run, other=None):
+    recipe, engine, config, checkpoints = run
+    return checkpoints.resume(engine, other or recipe, config, checkpoints.newest_intact(ALONE))
 
 
 @pytest.fixture
@@ -69,7 +74,7 @@ def test_a_full_disk_leaves_the_older_one(run):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, old)
     assert checkpoints.newest().name == "step-000001"
-    assert checkpoints.resume(engine, recipe) == 1
+    assert resume(run) == 1
 
 
 @pytest.mark.parametrize(
@@ -84,31 +89,61 @@ def test_another_recipe_is_refused_with_the_difference(run, override, message):
     recipe, engine, config, checkpoints = run
     checkpoints.save(1, engine, recipe, config, ALONE)
     with pytest.raises(UserError, match=message):
-        checkpoints.resume(engine, tiny_recipe(recipe.out, override))
+        resume(run, tiny_recipe(recipe.out, override))
 
 
 def test_what_changes_no_number_may_change(run):
     recipe, engine, config, checkpoints = run
     checkpoints.save(3, engine, recipe, config, ALONE)
     harmless = ["workers=2", "tasks.look.micro_batch=2", "tasks.look.shards=elsewhere", "save_every=7"]
-    assert checkpoints.resume(engine, tiny_recipe(recipe.out, *harmless)) == 3
+    assert resume(run, tiny_recipe(recipe.out, *harmless)) == 3
 
 
-def test_a_damaged_state_is_told(run):
+def flipped(whole):
+    return whole[:-1] + bytes([whole[-1] ^ 1])
+
+
+@pytest.mark.parametrize("name", ["state.json", "config.json", "model.safetensors", "optimizer.safetensors"])
+@pytest.mark.parametrize("change", [lambda whole: whole[:1000], lambda whole: b"", flipped, None])
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(run, capsys, name, change):
     recipe, engine, config, checkpoints = run
-    folder = checkpoints.save(1, engine, recipe, config, ALONE)
-    (folder / "state.json").write_text(json.dumps({"step": "x"}))
-    with pytest.raises(UserError, match=r"state.json cannot be read"):
-        checkpoints.resume(engine, recipe)
+    checkpoints.save(1, engine, recipe, config, ALONE)
+    file = checkpoints.save(2, engine, recipe, config, ALONE) / name
+    if change is None:
+        file.unlink()
+    else:
+        file.write_bytes(change(file.read_bytes()))
+    assert resume(run) == 1
+    if name != "state.json" or change is not None:  # without it, nothing says that there was one
+        assert "step-000002 is damaged" in capsys.readouterr().err
+        assert (checkpoints.folder / "step-000002.damaged").is_dir()
 
 
-@pytest.mark.parametrize("damage", [lambda whole: whole[:2000], lambda whole: b"", lambda whole: b"\x80\x02K\x01."])
-def test_a_damaged_file_is_told(run, damage):
+def test_no_run_begins_anew_unasked(run):
     recipe, engine, config, checkpoints = run
-    file = checkpoints.save(1, engine, recipe, config, ALONE) / "plain.pt"
-    file.write_bytes(damage(file.read_bytes()))
-    with pytest.raises(UserError, match=r"plain.pt cannot be loaded.*move step-000001"):
-        checkpoints.resume(engine, recipe)
+    (checkpoints.save(1, engine, recipe, config, ALONE) / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"no checkpoint of .* is intact"):
+        resume(run)
+
+
+def test_classes_in_another_order_are_refused(run):
+    recipe, engine, config, checkpoints = run
+    checkpoints.save(1, engine, recipe, config, ALONE)
+    other = copy.deepcopy(config)
+    other["tasks"]["look"]["classes"].reverse()
+    with pytest.raises(UserError, match=r"tasks.look.shards: its classes.*class 0 was '0' and is '4'"):
+        checkpoints.resume(engine, recipe, other, checkpoints.newest())
+
+
+def test_the_best_of_each_metric_is_kept(run):
+    recipe, engine, config, _ = run
+    checkpoints = Checkpoints(recipe.out, 1, ["look/top1", "where/mAP"])
+    for step, metrics in enumerate([(0.1, 0.5), (0.3, 0.2), (0.2, 0.1), (0.2, 0.3)], start=1):
+        scored = dict(zip(checkpoints.keep_best, metrics, strict=True))
+        assert checkpoints.is_best(scored) == (step in (1, 2))
+        checkpoints.save(step, engine, recipe, config, ALONE)
+        checkpoints.score(step, scored, ALONE)
+    assert [path.name[-1] for path in whole_checkpoints(checkpoints.folder)] == ["1", "2", "4"]
 
 
 def test_no_weights_is_an_error(tmp_path):

@@ -88,7 +88,7 @@ def run_tiny(out: str, ds: str | None, overrides: list[str], until: int | None =
     recipe = tiny_recipe(out, *overrides)
     engine, config, tasks = build(recipe, rank, ds)
     checkpoints = Checkpoints(out, recipe.keep)
-    start = checkpoints.resume(engine, recipe)
+    start = checkpoints.resume(engine, recipe, config, checkpoints.newest_intact(rank))
     plan = StepPlan(recipe, rank.world)
 
     class Enough(Exception):
