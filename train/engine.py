@@ -17,7 +17,7 @@ from data.errors import UserError
 from models import CofinetuneModel
 from train.launch import Rank
 from train.optim import ActiveAdamW, set_step
-from train.optim_state import Piece, full_state, load_state, load_weights, write_state
+from train.optim_state import Piece, held_state, load_state, load_weights, whole_pieces
 from train.recipe import Recipe, project_path
 
 STAGES = (1, 2)
@@ -33,6 +33,7 @@ OWNED = {
 
 DAMAGE = (RuntimeError, ValueError, LookupError, OSError, TypeError, SafetensorError)
 """What loading a damaged checkpoint raises, or one of another model."""
+State = dict[str, Tensor]
 
 
 class Engine(Protocol):
@@ -49,11 +50,16 @@ class Engine(Protocol):
         """Updates the backbone and the heads of `lr_scales`' tasks. Returns the gradient's norm before clipping, or
         None when it was not finite and the step was left out."""
 
-    def save(self, folder: Path) -> None:
-        """Writes all that `load` needs; called on every rank."""
+    def snapshot(self) -> tuple[State, State]:
+        """Copies in host memory of the model's weights, on the first rank alone (elsewhere nothing), and of this rank's
+        part of the optimizer's state (see train/optim_state.py); called on every rank."""
 
     def load(self, folder: Path) -> None:
-        """Raises UserError for a checkpoint that does not fit."""
+        """Goes on from what the snapshots of any engine on any number of ranks were written to; called on every rank.
+
+        Raises:
+            UserError: a checkpoint that does not fit.
+        """
 
 
 class PlainEngine:
@@ -82,13 +88,13 @@ class PlainEngine:
         self.optimizer.zero_grad()
         return float(norm) if finite else None
 
-    def save(self, folder: Path) -> None:
-        write_state(folder, full_state(self.module, _whole_pieces(self.optimizer)))
+    def snapshot(self) -> tuple[State, State]:
+        return _copy(self.module), held_state(self.module, whole_pieces(self.optimizer))
 
     def load(self, folder: Path) -> None:
         try:
             load_weights(self.module, folder)
-            load_state(self.module, _whole_pieces(self.optimizer), folder)
+            load_state(self.module, whole_pieces(self.optimizer), folder)
         except DAMAGE as error:
             raise _damaged(folder, error) from error
 
@@ -123,10 +129,8 @@ class DeepSpeedEngine:
             return None
         return float(self.engine.get_global_grad_norm())
 
-    def save(self, folder: Path) -> None:
-        state = full_state(self.module, self._pieces(), reduce=self.rank.world > 1)
-        if self.rank.first:
-            write_state(folder, state)
+    def snapshot(self) -> tuple[State, State]:
+        return _copy(self.module) if self.rank.first else {}, held_state(self.module, self._pieces())
 
     def load(self, folder: Path) -> None:
         try:
@@ -137,7 +141,7 @@ class DeepSpeedEngine:
             raise _damaged(folder, error) from error
 
     def _pieces(self) -> list[Piece]:
-        """This rank's part of every parameter in ZeRO's flat partitions (stages 1 and 2), the same list on all."""
+        """This rank's part of every parameter in ZeRO's flat partitions (stages 1 and 2)."""
         zero, pieces = self.engine.optimizer, []
         for params, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
             for parameter in params:
@@ -146,7 +150,7 @@ class DeepSpeedEngine:
                 if part is not None:
                     inside, here = part.lp_fragment_address, part.get_hp_fragment_address()
                     place = (inside.start, here.start, here.numel)
-                pieces.append(Piece(parameter, flat, zero.optimizer.state, place))
+                pieces.append(Piece(parameter, parameter.shape, flat, zero.optimizer.state, place))
         return pieces
 
 
@@ -206,9 +210,8 @@ def deepspeed_config(path: str, recipe: Recipe) -> dict[str, Any]:
     return config
 
 
-def _whole_pieces(optimizer: ActiveAdamW) -> list[Piece]:
-    params = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return [Piece(p, p, optimizer.state, (0, 0, p.numel())) for p in params]
+def _copy(module: nn.Module) -> State:
+    return {name: value.detach().to("cpu", copy=True) for name, value in module.state_dict().items()}
 
 
 def _check_values(deepspeed: Any, config: dict[str, Any]) -> None:
@@ -220,11 +223,11 @@ def _check_values(deepspeed: Any, config: dict[str, Any]) -> None:
         raise UserError(f"DeepSpeed does not accept its configuration (--ds): {reason}") from error
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
+def _damaged(folder: Path, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:300]
     return UserError(
-        f"{path} cannot be loaded ({type(error).__name__}: {reason}). It is damaged, or of another model: delete or "
-        f"move {path.name if path.is_dir() else path.parent.name}, and --resume goes on from the checkpoint before it"
+        f"{folder} cannot be loaded ({type(error).__name__}: {reason}). It is of another model, or damaged: delete or "
+        f"move {folder.name}, and --resume goes on from the checkpoint before it"
     )
 
 

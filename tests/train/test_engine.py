@@ -14,6 +14,7 @@ from train.engine import deepspeed_config
 from train.launch import ToldError, init_distributed
 from train.loop import StepPlan, agree
 from train.optim import set_step
+from train.resume import resume
 
 SCHEDULES = ["accumulate", "weighted"]
 
@@ -194,9 +195,9 @@ def chosen(out):
     checkpoints.save(1, engine, recipe, config, rank)
     newest = checkpoints.save(2, engine, recipe, config, rank)
     if rank.first:
-        (newest / "optimizer.safetensors").write_bytes(b"")
+        (newest / "optimizer-00001-of-00002.safetensors").write_bytes(b"")
     rank.barrier()
-    return checkpoints.resume(engine, recipe, config, checkpoints.newest_intact(rank))
+    return resume(checkpoints.newest_intact(rank), engine, recipe, config)
 
 
 def test_all_ranks_fall_back_to_the_same_checkpoint(tmp_path):
