@@ -101,7 +101,7 @@ def run_tiny(out: str, ds: str | None, overrides: list[str], until: int | None =
         if done == until:
             raise Enough
 
-    log = RunLog(out, rank, recipe.steps, 5, start)
+    log = RunLog(out, rank, recipe.steps, 1, start)
     with contextlib.suppress(Enough):
         train(recipe, tasks, engine, plan, made_up_batches(recipe, plan, rank, start), rank, log, start, after_step)
     log.close()
