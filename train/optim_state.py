@@ -115,7 +115,8 @@ def load_state(module: nn.Module, pieces: Sequence[Piece], folder: Path) -> None
             for key, parts in entries.get(name, {}).items():
                 if parts[0].start is None:
                     number = parts[0].file.get_tensor(parts[0].entry)
-                    value = int(number) if number.dtype == torch.int64 else number.to(piece.held.device)
+                    # Copied: what the file gives lies in the file.
+                    value = int(number) if number.dtype == torch.int64 else number.to(piece.held.device, copy=True)
                     # Parameters of one flat partition have one such number together.
                     piece.states.setdefault(piece.held, {}).setdefault(key, value)
                 else:

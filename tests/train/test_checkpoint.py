@@ -5,6 +5,7 @@ import json
 import resource
 import shutil
 import signal
+import subprocess
 import threading
 
 import pytest
@@ -90,6 +91,26 @@ def test_a_full_disk_leaves_the_older_one(run):
     assert checkpoints.newest().name == "step-000001"
     assert not list(checkpoints.folder.glob("*.partial")), "what is half written keeps the disk full"
     assert go_on(run) == 1
+
+
+def test_a_disk_that_is_really_full(run, tmp_path):
+    recipe, engine, config, _ = run
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1536k", "tmpfs", small], capture_output=True).returncode:
+        pytest.skip("this user cannot mount a small disk")
+    try:
+        checkpoints = Checkpoints(small, keep=5)
+        with pytest.raises(UserError, match=r"No space left on device.*older ones are.*make room.*--resume goes on"):
+            for step in range(1, 20):
+                checkpoints.save(step, engine, recipe, config, ALONE)
+        last = checkpoints.newest_intact(ALONE)
+        assert last is not None and resume(last, engine, recipe, config) == int(last.name[5:])
+        shutil.rmtree(checkpoints.folder / "step-000001")
+        checkpoints.save(19, engine, recipe, config, ALONE)
+        assert checkpoints.newest_intact(ALONE).name == "step-000019"
+    finally:
+        subprocess.run(["umount", small], check=True)
 
 
 @pytest.mark.parametrize(
