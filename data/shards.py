@@ -99,6 +99,12 @@ class Manifest:
     def examples(self) -> int:
         return sum(shard.examples for shard in self.shards)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of what decides which clips a position of the order is: the contents of the tars, in order."""
+        parts = [[shard.samples, shard.examples, shard.bytes, shard.sha256] for shard in self.shards]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
     def to_json(self) -> str:
         counts = {"samples": self.samples, "examples": self.examples}
         return json.dumps({"format": FORMAT, "version": VERSION, **counts, **asdict(self)}, indent=1) + "\n"

@@ -10,7 +10,7 @@ from models.param_rules import layer_index, no_weight_decay
 from models.pretrained import backbone_from_checkpoint, init_from_checkpoint
 from models.sources import init_backbone, read_source
 from models.vit import PRESETS, VideoViT, VideoViTConfig, create_backbone
-from models.weights import load_model, save_model
+from models.weights import load_model, model_document, save_model, write_model
 
 __all__ = [
     "PRESETS",
@@ -33,9 +33,11 @@ __all__ = [
     "init_from_image_vit",
     "layer_index",
     "load_model",
+    "model_document",
     "no_weight_decay",
     "read_source",
     "save_model",
     "scaled_dot_product_attention",
     "task_cost",
+    "write_model",
 ]

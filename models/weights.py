@@ -13,10 +13,11 @@ from typing import Any, Final
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from models.checkpoint_files import CONFIG_FILE, naming, read_json
 from models.cofinetune import MODEL_KEYS, CofinetuneModel, assemble, build_parts
-from models.fit import check_fit, shapes_of
+from models.fit import Shapes, check_fit, shapes_of
 
 WEIGHTS_FILE: Final = "model.safetensors"
 FORMAT: Final = "cofinetuning-model"
@@ -47,24 +48,34 @@ def save_model(
             plain JSON.
         OSError: the folder cannot be written.
     """
-    folder, extra = Path(folder), extra or {}
+    write_model(folder, model.state_dict(), model_document(shapes_of(model), config, extra))
+
+
+def model_document(shapes: Shapes, config: Mapping[str, Any], extra: Mapping[str, Any] | None = None) -> str:
+    """The text of config.json of a model with tensors of these `shapes`; else as `save_model`. Raises ValueError."""
+    extra = extra or {}
     if hidden := sorted({"format", "version", *MODEL_KEYS} & extra.keys()):
         raise ValueError(f"extra: {hidden} are keys of the model's own configuration")
     described = _model_part(config)
     # What could not be loaded again is not written.
     expected = assemble(described, *build_parts(described, "meta"))
-    check_fit("the model is not the one of its config", shapes_of(expected), shapes_of(model))
+    check_fit("the model is not the one of its config", shapes_of(expected), shapes)
     try:
         document = {"format": FORMAT, "version": VERSION, **config, **extra}
-        text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+        return json.dumps(document, indent=1, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise ValueError(f"config and extra must be plain JSON: {error}") from error
-    state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+
+
+def write_model(folder: str | os.PathLike[str], state: Mapping[str, Tensor], document: str) -> None:
+    """Writes a model's state dict and what `model_document` gave, as `save_model` does. Raises OSError."""
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / WEIGHTS_FILE) as temporary:
-        save_file(state, temporary, metadata={"format": "pt"})
+        tensors = {name: tensor.detach().contiguous() for name, tensor in state.items()}
+        save_file(tensors, temporary, metadata={"format": "pt"})
     with replacing(folder / CONFIG_FILE) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(document, encoding="utf-8")
 
 
 def load_model(folder: str | os.PathLike[str]) -> tuple[CofinetuneModel, dict[str, Any]]:

@@ -18,7 +18,7 @@ def free_port() -> int:
     return port
 
 
-def run_ranks(function: Callable[..., Any], world: int, *args: Any, timeout: float = 120) -> list[Any]:
+def run_ranks(function: Callable[..., Any], world: int, *args: Any, timeout: float = 240) -> list[Any]:
     """`function(*args)` on `world` ranks under the variables that torchrun sets; what each rank returned, by rank.
 
     The function must be importable (a module's own), its result picklable. An exception on any rank fails the test

@@ -1,163 +1,252 @@
-"""Checkpoints: whole or absent, the newest named by `latest`, resumed only by the run that wrote them."""
+"""Checkpoints: whole or absent, written while training goes on; `latest` names the newest, `best.json` the best ones.
+
+RUN/checkpoints/step-NNNNNN holds the whole model (model.safetensors, config.json), every process's part of the
+optimizer's state, and state.json with step, recipe and the SHA-256 of the other files.
+"""
 
 import json
-import os
+import math
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 
 from data.errors import UserError
-from models import save_model
+from models import model_document
+from train.checkpoint_files import (
+    File,
+    State,
+    damage,
+    read_state,
+    step_folders,
+    sync_folder,
+    whole_checkpoints,
+    write_atomically,
+    write_part,
+)
 from train.engine import Engine
 from train.launch import Rank
-from train.recipe import Recipe, dump_recipe, parse_recipe, recipe_differences
+from train.optim_state import optimizer_file
+from train.recipe import Recipe, dump_recipe
 
-HARMLESS = (
-    *("name", "out", "data_root", "workers", "log_every", "save_every", "keep", "eval_every", "eval_batch"),
-    *("cache.folder", "cache.max_gb", "cache.whole_shards"),
-)
-"""Recipe keys that may change between a checkpoint and its resumption: they do not change what is learned."""
-HARMLESS_OF_TASK = ("shards", "val_shards", "micro_batch")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A checkpoint that is being written: `part` is this process's share of it."""
+
+    final: Path
+    partial: Path
+    state: State
+    part: Future[dict[str, File]]
 
 
 class Checkpoints:
     """The checkpoints of one run, in RUN/checkpoints/step-NNNNNN.
 
     Args:
-        run: the run's folder.
+        run: the run's folder, on a file system that all ranks see.
         keep: number of newest checkpoints that are kept.
+        keep_best: metrics, as in ava/mAP, the higher the better; the best checkpoint of each is kept too.
     """
 
-    def __init__(self, run: str | Path, keep: int) -> None:
+    def __init__(self, run: str | Path, keep: int, keep_best: Sequence[str] = ()) -> None:
         self.folder = Path(run) / "checkpoints"
-        self.keep = keep
+        self.keep, self.keep_best = keep, tuple(keep_best)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Pending | None = None
 
     def newest(self) -> Path | None:
         """The newest whole checkpoint, or None."""
         whole = whole_checkpoints(self.folder)
         return whole[-1] if whole else None
 
-    def save(self, step: int, engine: Engine, recipe: Recipe, config: dict[str, Any], rank: Rank) -> Path:
-        """Writes the state after `step` optimizer steps; called on every rank.
+    def newest_intact(self, rank: Rank) -> Path | None:
+        """The newest checkpoint whose files are as they were written, or None where there has been none; the same on
+        all ranks. Newer ones that are not are renamed to step-NNNNNN.damaged, with a message.
 
-        Everything goes into a folder of another name, which is renamed when all of it is there.
+        Raises:
+            UserError: all of them are damaged, or one is of another format.
+        """
+        return rank.gather(rank.together(self._choose if rank.first else lambda: None))[0]
+
+    def _choose(self) -> Path | None:
+        damaged = []
+        for folder in reversed(step_folders(self.folder)):
+            reason = damage(folder)
+            if reason is None:
+                break
+            damaged.append((folder, reason))
+        else:
+            if damaged:
+                raise UserError(
+                    f"no checkpoint of {self.folder} is intact:\n"
+                    + "\n".join(f"  {folder.name}: {reason}" for folder, reason in damaged)
+                    + "\nrestore one from a backup, or move them all away to begin at step 0"
+                )
+            return None
+        for broken, reason in damaged:
+            aside = _set_aside(broken)
+            print(
+                f"warning: {broken} is damaged ({reason}): set aside as {aside.name}; going on from {folder.name}",
+                file=sys.stderr,
+                flush=True,
+            )
+        self._name_latest(folder)
+        return folder
+
+    def save(self, step: int, engine: Engine, recipe: Recipe, config: dict[str, Any], rank: Rank) -> Path:
+        """`begin` and `finish` in one: the checkpoint is there when this returns."""
+        self.begin(step, engine, recipe, config, rank)
+        self.finish(rank)
+        return self._final(step)
+
+    def begin(self, step: int, engine: Engine, recipe: Recipe, config: dict[str, Any], rank: Rank) -> None:
+        """Copies the state after `step` optimizer steps into host memory and begins to write it in a thread; called
+        on every rank. `finish` must follow. A checkpoint of that step that is there already is left as it is.
+
+        Raises:
+            UserError: a checkpoint, this one or one begun earlier, cannot be written; older ones are as they were.
+        """
+        self.finish(rank)
+        final = self._final(step)
+        partial = final.with_name(f"{final.name}.partial")
+
+        def prepare() -> bool:
+            if rank.first and (final / "state.json").exists():
+                return False
+            if rank.first:
+                if final.exists():
+                    _set_aside(final)
+                for left in self.folder.glob("*.partial"):
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+                partial.mkdir(parents=True)
+            return True
+
+        if not rank.gather(rank.together(lambda: _told(prepare, partial)))[0]:
+            return
+        weights, optimizer = engine.snapshot()
+        document = model_document({name: tuple(t.shape) for name, t in weights.items()}, config) if rank.first else ""
+        name = optimizer_file(rank.index, rank.world)
+        part = self._writer.submit(write_part, partial, {name: optimizer}, (weights, document) if rank.first else None)
+        state = State(step, rank.world, dump_recipe(recipe))
+        self._pending = Pending(final, partial, state, part)
+
+    def finish(self, rank: Rank, wait: bool = True) -> Path | None:
+        """Publishes the checkpoint that is being written once all ranks have written their parts; called on every rank.
+
+        Everything goes into a folder of another name, which is renamed when all of it is on the disk.
+
+        Args:
+            wait: false leaves it for a later call where a rank is still writing.
+
+        Returns:
+            The checkpoint, where this call has published one.
 
         Raises:
             UserError: the disk is full or cannot be written; older checkpoints are as they were.
         """
-        final = self.folder / f"step-{step:06d}"
-        partial = self.folder / f"{final.name}.partial"
-        if final.exists():
-            return final
+        pending = self._pending
+        if pending is None or (not wait and not all(rank.gather(pending.part.done()))):
+            return None
+        self._pending = None
+        try:
+            own = rank.together(lambda: _told(pending.part.result, pending.partial))
+            files = {name: file for part in rank.gather(own) for name, file in part.items()}
+            rank.together(lambda: _told(lambda: self._publish(pending, files) if rank.first else None, pending.partial))
+        except UserError:
+            if rank.first:  # what is half written would keep the disk full
+                shutil.rmtree(pending.partial, ignore_errors=True)
+            raise
+        return pending.final
 
-        def prepare() -> None:
-            if rank.first:
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
+    def _publish(self, pending: Pending, files: dict[str, File]) -> None:
+        for name, file in files.items():
+            path = pending.partial / name
+            if not path.exists() or path.stat().st_size != file.size:
+                raise UserError(
+                    f"{path} was written by another rank but is not here: the run's folder (out={self.folder.parent}) "
+                    "must be on a file system that all nodes share"
+                )
+        state = State(pending.state.step, pending.state.world, pending.state.recipe, files)
+        write_atomically(pending.partial / "state.json", state.to_json())
+        pending.partial.rename(pending.final)
+        sync_folder(self.folder)
+        self._name_latest(pending.final)
+        for old in self._surplus():
+            # Renamed first, so that an interrupted removal does not leave half a checkpoint.
+            shutil.rmtree(old.rename(old.with_name(f"{old.name}.partial")), ignore_errors=True)
+
+    def is_best(self, metrics: dict[str, float], rank: Rank) -> bool:
+        """Whether any metric of `keep_best` is above that of all kept checkpoints; the same on all ranks."""
+
+        def better() -> bool:
+            best = self._best() if rank.first else {}
+            new = {name: metrics[name] for name in self.keep_best if math.isfinite(metrics.get(name, math.nan))}
+            return any(name not in best or value > best[name][0] for name, value in new.items())
+
+        return rank.gather(rank.together(better))[0]
+
+    def note(self, step: int, metrics: dict[str, float], rank: Rank) -> None:
+        """Writes what the checkpoint of `step`, where there is one, scored into its state.json, and best.json."""
 
         def write() -> None:
-            engine.save(partial)
-            if rank.first:
-                save_model(partial, engine.module, config)
-                state = {"step": step, "world": rank.world, "recipe": dump_recipe(recipe)}
-                (partial / "state.json").write_text(json.dumps(state, indent=1))
+            folder = self._final(step)
+            if rank.first and (folder / "state.json").exists():
+                scored = read_state(folder).scored(metrics)
+                write_atomically(folder / "state.json", scored.to_json())
+                best = {
+                    metric: {"checkpoint": path.name, "value": value} for metric, (value, path) in self._best().items()
+                }
+                write_atomically(self.folder / "best.json", json.dumps(best, indent=1) + "\n")
 
-        def publish() -> None:
-            if rank.first:
-                partial.rename(final)
-                write_atomically(self.folder / "latest", final.name + "\n")
-                for old in whole_checkpoints(self.folder)[: -self.keep]:
-                    # Renamed first, so that an interrupted removal does not leave half a checkpoint.
-                    shutil.rmtree(old.rename(old.with_name(f"{old.name}.partial")))
+        rank.together(lambda: _told(write, self._final(step)))
 
-        for part in (prepare, write, publish):
-            rank.together(lambda part=part: _told(part, partial))  # type: ignore[misc]
-        return final
+    def _best(self) -> dict[str, tuple[float, Path]]:
+        """The highest value of each metric of `keep_best`, and the first checkpoint that has it."""
+        best: dict[str, tuple[float, Path]] = {}
+        for folder in whole_checkpoints(self.folder):
+            for name, value in (read_state(folder).metrics or {}).items():
+                if name in self.keep_best and (name not in best or value > best[name][0]):
+                    best[name] = (value, folder)
+        return best
 
-    def resume(self, engine: Engine, recipe: Recipe) -> int:
-        """Loads the newest whole checkpoint into `engine`; the number of steps done, 0 where there is none.
+    def _surplus(self) -> list[Path]:
+        """Whole checkpoints that are neither among the newest nor the best of a metric."""
+        whole = whole_checkpoints(self.folder)
+        kept = {*whole[-self.keep :], *(folder for _, folder in self._best().values())}
+        return [folder for folder in whole if folder not in kept]
 
-        Raises:
-            UserError: the checkpoint's recipe would make another run than `recipe`; the message shows the difference.
-        """
-        newest = self.newest()
-        if newest is None:
-            return 0
-        state = read_state(newest)
-        different = [
-            line
-            for line in recipe_differences(parse_recipe(state["recipe"], str(newest)), recipe)
-            if not _harmless(line.partition(":")[0])
-        ]
-        if different:
-            raise UserError(
-                f"{newest} was written by another recipe than this one:\n  "
-                + "\n  ".join(different)
-                + "\ngive the old values to go on with that run, or out=FOLDER to start another"
-            )
-        engine.load(newest)
-        return int(state["step"])
+    def _final(self, step: int) -> Path:
+        return self.folder / f"step-{step:06d}"
+
+    def _name_latest(self, folder: Path) -> None:
+        write_atomically(self.folder / "latest", folder.name + "\n")
 
 
-def whole_checkpoints(folder: Path) -> list[Path]:
-    """All whole checkpoints of RUN/checkpoints, oldest first."""
-    found = [path.parent for path in folder.glob("step-*/state.json") if path.parent.name[5:].isdigit()]
-    return sorted(found, key=lambda path: int(path.name[5:]))
+def _set_aside(folder: Path) -> Path:
+    aside = folder.with_name(f"{folder.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    return aside
 
 
-def find_weights(path: str | Path) -> Path:
-    """The folder with model.safetensors that `path` names: a run's newest checkpoint, or `path` itself.
-
-    Raises:
-        UserError: there is none.
-    """
-    path = Path(path)
-    if (path / "model.safetensors").exists():
-        return path
-    for folder in (path, path / "checkpoints"):
-        whole = whole_checkpoints(folder)
-        if whole:
-            return whole[-1]
-    raise UserError(f"no checkpoint at {path}: give a run's folder, or a folder that holds model.safetensors")
-
-
-def read_state(folder: Path) -> dict[str, Any]:
-    """The checkpoint's state.json: step, world, recipe.
-
-    Raises:
-        UserError: not such a file.
-    """
+def _told(work: Callable[[], T], folder: Path) -> T:
     try:
-        state = json.loads((folder / "state.json").read_text())
-        return {"step": int(state["step"]), "world": int(state["world"]), "recipe": str(state["recipe"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / 'state.json'} cannot be read ({error}): the checkpoint is not whole") from error
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file that is there whole or not at all, also after a power cut."""
-    temporary = path.with_name(f"{path.name}.partial")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def _harmless(key: str) -> bool:
-    parts = key.split(".")
-    return key in HARMLESS or (parts[0] == "tasks" and len(parts) == 3 and parts[2] in HARMLESS_OF_TASK)
-
-
-def _told(work: Callable[[], None], folder: Path) -> None:
-    try:
-        work()
+        return work()
     except UserError:
         raise
     # A full disk is a RuntimeError to torch, and an error of its own to safetensors.
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"the checkpoint {folder} cannot be written: {reason}; older ones are untouched") from error
+        raise UserError(
+            f"the checkpoint {folder} cannot be written: {reason}; older ones are untouched. Where the disk is full, "
+            f"make room (`du -sh {folder.parent}/*` shows what a checkpoint takes; `keep` of the recipe says how many "
+            "stay, and one more is written beside them); then --resume goes on"
+        ) from error

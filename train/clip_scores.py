@@ -18,7 +18,7 @@ from data.errors import UserError
 from data.shards import ClassInfo, Kind
 from data.view import ViewConfig
 from models import CofinetuneModel
-from train.checkpoint import find_weights
+from train.checkpoint_files import find_weights
 from train.evaluate import read_model
 from train.recipe import project_path
 from train.video_files import DamagedVideo, VideoReader

@@ -6,17 +6,18 @@ give the gradient of the same loss; the plain one, on one process, is the refere
 
 import json
 import os
-import pickle
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from data.errors import UserError
 from models import CofinetuneModel
 from train.launch import Rank
 from train.optim import ActiveAdamW, set_step
+from train.optim_state import Piece, held_state, load_state, load_weights, whole_pieces
 from train.recipe import Recipe, project_path
 
 STAGES = (1, 2)
@@ -30,8 +31,9 @@ OWNED = {
 """Keys of DeepSpeed's JSON that say what the recipe says, and the recipe's key for each."""
 
 
-DAMAGE = (RuntimeError, ValueError, LookupError, EOFError, OSError, AssertionError, TypeError, pickle.UnpicklingError)
+DAMAGE = (RuntimeError, ValueError, LookupError, OSError, TypeError, SafetensorError)
 """What loading a damaged checkpoint raises, or one of another model."""
+State = dict[str, Tensor]
 
 
 class Engine(Protocol):
@@ -48,11 +50,16 @@ class Engine(Protocol):
         """Updates the backbone and the heads of `lr_scales`' tasks. Returns the gradient's norm before clipping, or
         None when it was not finite and the step was left out."""
 
-    def save(self, folder: Path) -> None:
-        """Writes all that `load` needs; called on every rank."""
+    def snapshot(self) -> tuple[State, State]:
+        """Copies in host memory of the model's weights, on the first rank alone (elsewhere nothing), and of this rank's
+        part of the optimizer's state (see train/optim_state.py); called on every rank."""
 
     def load(self, folder: Path) -> None:
-        """Raises UserError for a checkpoint that does not fit."""
+        """Goes on from what the snapshots of any engine on any number of ranks were written to; called on every rank.
+
+        Raises:
+            UserError: a checkpoint that does not fit.
+        """
 
 
 class PlainEngine:
@@ -81,20 +88,15 @@ class PlainEngine:
         self.optimizer.zero_grad()
         return float(norm) if finite else None
 
-    def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save({"model": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}, folder / "plain.pt")
+    def snapshot(self) -> tuple[State, State]:
+        return _copy(self.module), held_state(self.module, whole_pieces(self.optimizer))
 
     def load(self, folder: Path) -> None:
-        path = folder / "plain.pt"
-        if not path.exists():
-            raise UserError(f"{folder} was written under DeepSpeed: start with the same --ds, or resume elsewhere")
         try:
-            state = torch.load(path, map_location=self.rank.device, weights_only=True)
-            self.module.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            load_weights(self.module, folder)
+            load_state(self.module, whole_pieces(self.optimizer), folder)
         except DAMAGE as error:
-            raise _damaged(path, error) from error
+            raise _damaged(folder, error) from error
 
 
 class DeepSpeedEngine:
@@ -127,21 +129,29 @@ class DeepSpeedEngine:
             return None
         return float(self.engine.get_global_grad_norm())
 
-    def save(self, folder: Path) -> None:
-        self.engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
+    def snapshot(self) -> tuple[State, State]:
+        return _copy(self.module) if self.rank.first else {}, held_state(self.module, self._pieces())
 
     def load(self, folder: Path) -> None:
-        if not list(folder.glob("*_optim_states.pt")):
-            raise UserError(f"{folder} was not written under DeepSpeed: leave --ds out to resume it")
-        ranks = len(list(folder.glob("zero_pp_rank_*_optim_states.pt"))) or len(list(folder.glob("*zero_pp_rank_*")))
-        if ranks != self.rank.world:
-            raise UserError(f"{folder} was written by {ranks} ranks, this run has {self.rank.world}: start {ranks}")
         try:
-            loaded, _ = self.engine.load_checkpoint(str(folder.parent), tag=folder.name)
+            load_weights(self.module, folder)
+            self.engine.optimizer.refresh_fp32_params()
+            load_state(self.module, self._pieces(), folder)
         except DAMAGE as error:
             raise _damaged(folder, error) from error
-        if loaded is None:
-            raise _damaged(folder, FileNotFoundError("a file of it is missing"))
+
+    def _pieces(self) -> list[Piece]:
+        """This rank's part of every parameter in ZeRO's flat partitions (stages 1 and 2)."""
+        zero, pieces = self.engine.optimizer, []
+        for params, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
+            for parameter in params:
+                part = parameter._hp_mapping
+                place = None
+                if part is not None:
+                    inside, here = part.lp_fragment_address, part.get_hp_fragment_address()
+                    place = (inside.start, here.start, here.numel)
+                pieces.append(Piece(parameter, parameter.shape, flat, zero.optimizer.state, place))
+        return pieces
 
 
 def build_engine(model: CofinetuneModel, optimizer: ActiveAdamW, recipe: Recipe, rank: Rank, ds: str | None) -> Engine:
@@ -200,6 +210,10 @@ def deepspeed_config(path: str, recipe: Recipe) -> dict[str, Any]:
     return config
 
 
+def _copy(module: nn.Module) -> State:
+    return {name: value.detach().to("cpu", copy=True) for name, value in module.state_dict().items()}
+
+
 def _check_values(deepspeed: Any, config: dict[str, Any]) -> None:
     """Raises UserError for what DeepSpeed itself does not accept in its configuration."""
     try:
@@ -209,11 +223,11 @@ def _check_values(deepspeed: Any, config: dict[str, Any]) -> None:
         raise UserError(f"DeepSpeed does not accept its configuration (--ds): {reason}") from error
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
+def _damaged(folder: Path, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:300]
     return UserError(
-        f"{path} cannot be loaded ({type(error).__name__}: {reason}). It is damaged, or of another model: delete or "
-        f"move {path.name if path.is_dir() else path.parent.name}, and --resume goes on from the checkpoint before it"
+        f"{folder} cannot be loaded ({type(error).__name__}: {reason}). It is of another model, or damaged: delete or "
+        f"move {folder.name}, and --resume goes on from the checkpoint before it"
     )
 
 

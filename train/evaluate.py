@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ from data.decode import require_ffmpeg
 from data.errors import UserError
 from models import CofinetuneModel, load_model
 from train.ava_map import number_or_null
-from train.checkpoint import find_weights, read_state, write_atomically
+from train.checkpoint_files import find_weights, read_state, write_atomically
 from train.engine import deepspeed_config
 from train.evaluators import Result, evaluate_tasks
 from train.frame_map import DEFAULT_PROTOCOL
 from train.launch import Rank, command, init_distributed, parse_args
 from train.recipe import Recipe, load_recipe, parse_recipe, project_path
+from train.resume import class_difference
 from train.tasks import Task, open_tasks
 
 SHOWN_FAILURES = 5
@@ -72,7 +74,7 @@ def read_recipe(args: argparse.Namespace, out: Path, weights: Path) -> Recipe:
     elif (out / "recipe.yaml").is_file():
         recipe = load_recipe(out / "recipe.yaml", args.overrides)
     elif (weights / "state.json").is_file():
-        recipe = parse_recipe(read_state(weights)["recipe"], str(weights / "state.json"), args.overrides)
+        recipe = parse_recipe(read_state(weights).recipe, str(weights / "state.json"), args.overrides)
     else:
         raise UserError(f"{out} holds no recipe.yaml: say with --recipe which tasks to evaluate")
     if args.ds is not None:
@@ -111,9 +113,11 @@ def open_validation(
     for task in tasks:
         if task.name not in heads:
             raise UserError(f"the checkpoint has no head for the task {task.name}, only for {', '.join(heads)}")
-        if heads[task.name]["classes"] != [{"id": c.id, "name": c.name} for c in task.classes]:
+        differs = class_difference(heads[task.name]["classes"], [asdict(c) for c in task.classes])
+        if differs is not None:
             raise UserError(
-                f"{task.recipe.val_shards} has other classes than the checkpoint's head for {task.name} was trained on"
+                f"{task.recipe.val_shards} has other classes than the checkpoint's head for {task.name} was trained on "
+                f"({differs})"
             )
     return tasks
 
@@ -122,7 +126,7 @@ def write(folder: Path, weights: Path, tasks: Sequence[Task], results: dict[str,
     """Writes metrics.json, and for localisation the files that `train/ava_map.py` reads."""
     summary: dict[str, Any] = {
         "checkpoint": str(weights),
-        "step": read_state(weights)["step"] if (weights / "state.json").is_file() else None,
+        "step": read_state(weights).step if (weights / "state.json").is_file() else None,
         "tasks": {task.name: describe(task, results[task.name]) for task in tasks},
     }
     try:

@@ -9,14 +9,16 @@ from data.decode import require_ffmpeg
 from data.errors import UserError
 from data.loader import train_loader
 from train.checkpoint import Checkpoints
+from train.checkpoint_files import read_state
 from train.engine import build_engine, deepspeed_config
-from train.evaluators import evaluate_all
+from train.evaluators import check_metrics, evaluate_all
 from train.launch import Rank, command, init_distributed, parse_args
 from train.loop import StepPlan, train
 from train.model import build_model, describe_init, model_config
 from train.optim import build_optimizer
 from train.plan import PEAK_TFLOPS, UTILISATION, describe_plan, make_plan
 from train.recipe import Recipe, dump_recipe, load_recipe
+from train.resume import recipe_changes, resume
 from train.run_log import RunLog, describe
 from train.tasks import mixture, open_tasks
 
@@ -42,7 +44,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--resume",
         action="store_true",
-        help="go on from the newest checkpoint of the recipe's `out`, or start where there is none (default: an `out` "
+        help="go on from the newest intact checkpoint of the recipe's `out`, on any number of processes and with or "
+        "without --ds, or start where there is none; a recipe that would change the run is refused (default: an `out` "
         "that holds checkpoints is refused)",
     )
     p.add_argument(
@@ -85,7 +88,7 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
         if rank.first:
             print(plan_of)
         return
-    checkpoints = Checkpoints(recipe.out, recipe.keep)
+    checkpoints = Checkpoints(recipe.out, recipe.keep, recipe.keep_best)
 
     def check() -> StepPlan:
         require_ffmpeg()
@@ -96,26 +99,52 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
         return StepPlan(recipe, rank.world)
 
     plan = rank.together(check)
+    resumed = checkpoints.newest_intact(rank)
+    changes = rank.together(lambda: recipe_changes(resumed, recipe))
     tasks = rank.together(lambda: open_tasks(recipe, check=rank.first, node=rank.node))
-    resumed = checkpoints.newest()
+    rank.together(lambda: check_metrics("keep_best", recipe.keep_best, tasks))
     config = rank.together(lambda: model_config(recipe, tasks, resumed))
     model = rank.together(lambda: build_model(recipe, config, init=resumed is None))
     optimizer = build_optimizer(model, len(model.backbone.blocks), recipe.optim)
     engine = rank.together(lambda: build_engine(model, optimizer, recipe, rank, args.ds))
-    start = rank.together(lambda: checkpoints.resume(engine, recipe))
+    start = rank.together(lambda: resume(resumed, engine, recipe, config))
 
     log = rank.together(lambda: open_log(recipe, rank, start))
     log.say(describe(recipe, tasks, rank, args.ds, start))
+    if changes:
+        log.say(f"the recipe has changed since {resumed}:\n  " + "\n  ".join(changes))
     if told := describe_init(recipe, model):
         log.say(told)
 
-    def after_step(done: int, last: bool) -> None:
-        if last or done % recipe.save_every == 0:
-            folder = checkpoints.save(done, engine, recipe, config, rank)
-            log.say(f"checkpoint {folder}")
-        if recipe.eval_every and done % recipe.eval_every == 0:
-            log.metrics(done, evaluate_all(engine.module, tasks, rank, recipe))
+    def save(done: int) -> None:
+        finish(wait=True)
+        checkpoints.begin(done, engine, recipe, config, rank)
 
+    def finish(wait: bool) -> None:
+        if folder := checkpoints.finish(rank, wait):
+            log.say(f"checkpoint {folder}")
+
+    def evaluate(done: int) -> None:
+        metrics = evaluate_all(engine.module, tasks, rank, recipe)
+        log.metrics(done, metrics)
+        if checkpoints.is_best(metrics, rank):
+            save(done)
+        finish(wait=True)
+        checkpoints.note(done, metrics, rank)
+
+    def after_step(done: int, last: bool) -> None:
+        finish(wait=False)
+        if last or done % recipe.save_every == 0:
+            save(done)
+        stopped = last and done < recipe.steps  # whoever stops it wants it to end soon: --resume evaluates
+        if evaluates(recipe, done) and not stopped:
+            evaluate(done)
+        if last:
+            finish(wait=True)
+
+    cut_off = resumed is not None and read_state(resumed).metrics is None
+    if evaluates(recipe, start) and rank.gather(cut_off)[0]:
+        evaluate(start)
     try:
         # Closed however the run ends: its workers are gone before the reason is told.
         dataset, batches = mixture(tasks, recipe, rank.node), plan.batches(start, rank.index)
@@ -127,6 +156,11 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
         log.close()
         raise
     log.close()
+
+
+def evaluates(recipe: Recipe, done: int) -> bool:
+    """Whether the model is evaluated after `done` steps."""
+    return recipe.eval_every > 0 and done % recipe.eval_every == 0
 
 
 def main() -> None:

@@ -23,7 +23,8 @@ which the recipe may allow."""
 
 
 def model_config(recipe: Recipe, tasks: list[Task], resumed: Path | None = None) -> dict[str, Any]:
-    """What `models.create_model` takes, and under "tasks" what prediction needs: classes and view of every task.
+    """What `models.create_model` takes, and under "tasks" what prediction needs, classes and view of every task, and
+    what it was trained on.
 
     What the recipe leaves open of the backbone is as the source of its weights has it.
 
@@ -49,7 +50,15 @@ def model_config(recipe: Recipe, tasks: list[Task], resumed: Path | None = None)
     for task in tasks:
         view = asdict(view_config(task.recipe.view, recipe.model))
         told[task.name] = {"classes": [asdict(c) for c in task.classes], "view": view}
-        packed = task.train.shards.manifest.settings.get("pack", {}) if task.train is not None else {}
+        if task.train is None:
+            continue
+        manifest = task.train.shards.manifest
+        told[task.name]["train_set"] = {
+            "examples": manifest.examples,
+            "shards": len(manifest.shards),
+            "sha256": manifest.fingerprint,
+        }
+        packed = manifest.settings.get("pack", {})
         if packed.get("fps"):
             # Clips of any other video are then taken at this rate too.
             told[task.name]["fps"] = packed["fps"]

@@ -226,6 +226,9 @@ class Recipe(DataRecipe):
     """Steps between checkpoints; one is always written at the end."""
     keep: int = 2
     """Number of newest checkpoints that are kept."""
+    keep_best: list[str] = field(default_factory=list)
+    """Metrics of the evaluation, as in [ava/mAP], the higher the better: the best checkpoint of each is kept too, and
+    written for it where none is due; checkpoints/best.json names them. Needs eval_every."""
     eval_every: int = 0
     """Steps between evaluations; 0: none during training."""
     eval_batch: int = 16
@@ -285,6 +288,8 @@ def _check_training(recipe: Recipe, where: str) -> None:
     for key in ("log_every", "save_every", "keep", "eval_batch"):
         check(getattr(recipe, key) >= 1, key, getattr(recipe, key), "must be at least 1")
     check(recipe.eval_every >= 0, "eval_every", recipe.eval_every, "must not be below 0")
+    good = not recipe.keep_best or recipe.eval_every > 0
+    check(good, "keep_best", recipe.keep_best, "needs evaluations during training: give eval_every")
     check(recipe.cache.max_gb > 0, "cache.max_gb", recipe.cache.max_gb, "must be above 0")
     check(0 <= recipe.max_bad_share <= 1, "max_bad_share", recipe.max_bad_share, "must be a share from 0 to 1")
     one_of(where, "precision", recipe.precision, ("fp32", "bf16"))

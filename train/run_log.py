@@ -66,7 +66,7 @@ class RunLog:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self.file = (self.folder / "log.txt").open("a")
                 self._take()
-                self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start or None)
+                self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start + 1 if start else None)
         self._begin = self._since = time.monotonic()
         self._reset()
 

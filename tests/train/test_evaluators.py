@@ -16,10 +16,12 @@ from data.dataset import EvalDataset, TaskData
 from data.errors import UserError
 from data.shards import ClassInfo
 from models import save_model
+from models.weights import read_model_config
 from tests.dist import run_ranks
 from tests.tiny_shards import class_video, make_classification_set, make_localisation_set, video_record, write_set
 from train import ava_map
 from train.ava_classes import NOT_EVALUATED, group_masks, is_evaluated
+from train.checkpoint_files import find_weights
 from train.evaluators import Result, evaluate_all, evaluate_tasks
 from train.evaluators.classification import ViewAverages, accuracies, places
 from train.launch import Rank, init_distributed
@@ -304,6 +306,10 @@ def test_a_model_of_other_classes_is_refused(world, tmp_path):
     config = {"backbone": {"num_frames": 4, "image_size": 32}, "tasks": {"clips": {"classes": []}}}
     with pytest.raises(UserError, match="other classes than the checkpoint's head for clips"):
         evaluate.open_validation(recipe, ["clips"], config)
+    trained = read_model_config(find_weights(tmp_path))
+    trained["tasks"]["clips"]["classes"].reverse()
+    with pytest.raises(UserError, match=r"3 classes then, 3 now; class 0 was '.*' \(id 2\) and is '.*' \(id 0\)"):
+        evaluate.open_validation(recipe, ["clips"], trained)
     with pytest.raises(UserError, match="no head for the task people"):
         evaluate.open_validation(recipe_of(world), ["people"], config)
 

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +18,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from data.errors import UserError
 from tests.dist import free_port
 from tests.tiny_shards import make_classification_set, make_localisation_set
+from train import main
+from train.checkpoint_files import read_state, whole_checkpoints, write_atomically
+from train.launch import Rank
 from train.recipe import PROJECT, load_recipe
 from train.tasks import open_tasks
 
 BIN = Path(sys.executable).parent
 MAIN = str(PROJECT / "train" / "main.py")
+ALONE = Rank(0, 1, torch.device("cpu"))
 RECIPE = """
 name: small
 out: {folder}/run
@@ -125,6 +131,54 @@ def test_a_finished_run_is_not_overwritten(world, plain):
     other = run("python", "--recipe", "recipe.yaml", "out=plain", "--resume", "model.depth=3", cwd=world)
     assert other.returncode == 1
     assert "model.depth: 2 -> 3" in other.stderr and "Traceback" not in other.stderr
+
+
+@pytest.fixture
+def train_here(world, monkeypatch):
+    """Runs train/main.py in this process."""
+    monkeypatch.chdir(world)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    yield lambda *args: main.run(main.parser().parse_intermixed_args(["--recipe", "recipe.yaml", *args]), ALONE)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_the_best_checkpoint_is_kept_and_a_missed_evaluation_is_made_up_for(world, train_here, capsys):
+    options = ("out=best", "keep=1", "save_every=3", "eval_every=2", "keep_best=[ava/mAP]", "workers=0")
+    with pytest.raises(UserError, match=r"keep_best: ava/map is no metric of .*: kinetics/top1, .*, ava/mAP"):
+        train_here(*options, "keep_best=[ava/map]")
+    with pytest.raises(UserError, match="needs evaluations during training: give eval_every"):
+        train_here(*options, "eval_every=0")
+    assert not (world / "best").exists()
+    train_here(*options)
+    folder = world / "best" / "checkpoints"
+    best = json.loads((folder / "best.json").read_text())["ava/mAP"]
+    kept = {path.name: read_state(path).metrics for path in whole_checkpoints(folder)}
+    assert best["value"] == kept[best["checkpoint"]]["ava/mAP"] == max(m["ava/mAP"] for m in kept.values())
+    assert set(kept) == {best["checkpoint"], "step-000004"}
+    assert "checkpoint best/checkpoints/step-000002" in capsys.readouterr().out, "best so far, though none was due"
+
+    last = folder / "step-000004"
+    metrics, state = kept["step-000004"], replace(read_state(last), metrics=None)  # as if killed before the evaluation
+    write_atomically(last / "state.json", state.to_json())
+    train_here(*options, "--resume", "log_every=1")
+    out = capsys.readouterr().out
+    assert "step 4: kinetics/top1" in out and "changed since best/checkpoints/step-000004:\n  log_every: 2 -> 1" in out
+    assert read_state(last).metrics == metrics
+    train_here(*options, "--resume")
+    assert "step 4: kinetics/top1" not in capsys.readouterr().out
+
+
+def test_shards_that_were_packed_again_in_another_way_are_refused(world, train_here):
+    train_here("out=packed", "workers=0")
+    folder = world / "again"
+    folder.mkdir()
+    make_classification_set(folder, "kinetics", "train")
+    change_manifest(folder / "kinetics-train.manifest.json", sha256="0" * 64)
+    with pytest.raises(UserError, match=r"tasks.kinetics.shards: not the set that .* was trained on \(6 examples in"):
+        train_here("out=packed", "--resume", f"tasks.kinetics.shards={folder}/kinetics-train")
+    shutil.copytree(world, folder / "moved", ignore=shutil.ignore_patterns("again", "packed", "best"))
+    train_here("out=packed", "--resume", f"tasks.kinetics.shards={folder}/moved/kinetics-train")
 
 
 def test_sigterm_saves_and_resume_is_bitwise(world):

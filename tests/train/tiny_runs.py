@@ -17,6 +17,7 @@ from train.loop import StepPlan, train
 from train.model import build_model, model_config
 from train.optim import build_optimizer
 from train.recipe import PROJECT, Recipe, parse_recipe
+from train.resume import resume
 from train.run_log import RunLog
 from train.tasks import Task
 
@@ -88,7 +89,7 @@ def run_tiny(out: str, ds: str | None, overrides: list[str], until: int | None =
     recipe = tiny_recipe(out, *overrides)
     engine, config, tasks = build(recipe, rank, ds)
     checkpoints = Checkpoints(out, recipe.keep)
-    start = checkpoints.resume(engine, recipe)
+    start = resume(checkpoints.newest_intact(rank), engine, recipe, config)
     plan = StepPlan(recipe, rank.world)
 
     class Enough(Exception):
@@ -100,7 +101,7 @@ def run_tiny(out: str, ds: str | None, overrides: list[str], until: int | None =
         if done == until:
             raise Enough
 
-    log = RunLog(out, rank, recipe.steps, 5, start)
+    log = RunLog(out, rank, recipe.steps, 1, start)
     with contextlib.suppress(Enough):
         train(recipe, tasks, engine, plan, made_up_batches(recipe, plan, rank, start), rank, log, start, after_step)
     log.close()

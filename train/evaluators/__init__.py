@@ -9,6 +9,7 @@ from torch import nn
 
 from data.batch import PADDING
 from data.dataset import EvalDataset, TaskData
+from data.errors import UserError
 from data.loader import Loader, eval_batches
 from train.evaluators import classification, localisation
 from train.evaluators.common import Result
@@ -17,11 +18,20 @@ from train.recipe import Recipe
 from train.tasks import Task
 
 EVALUATORS = {"classification": classification.evaluate, "localisation": localisation.evaluate}
+METRICS = {"classification": classification.metric_names, "localisation": localisation.metric_names}
 
 SPARSE_SHARE = 0.25
 """Below this share of a set, remote examples are read one by one and not with their whole shards."""
 
-__all__ = ["EVALUATORS", "Result", "evaluate_all", "evaluate_tasks"]
+__all__ = ["EVALUATORS", "Result", "check_metrics", "evaluate_all", "evaluate_tasks"]
+
+
+def check_metrics(key: str, wanted: Sequence[str], tasks: Sequence[Task]) -> None:
+    """Raises UserError unless `evaluate_all` will give all metrics that the recipe's `key` names."""
+    known = [f"{task.name}/{name}" for task in tasks if task.val for name in METRICS[task.val.kind](task.classes)]
+    for name in wanted:
+        if name not in known:
+            raise UserError(f"{key}: {name} is no metric of this recipe's validation sets: {', '.join(known)}")
 
 
 def evaluate_all(

@@ -1,6 +1,6 @@
 """Evaluates a localisation task: AVA's frame mAP of the model's scores on the person boxes of each keyframe."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -9,6 +9,7 @@ from torch import nn
 from data.ava_files import Keyframe
 from data.batch import PADDING, Batch, ExampleInfo, Substitute
 from data.dataset import TaskData
+from data.shards import ClassInfo
 from train.ava_classes import group_masks, is_evaluated
 from train.ava_map import number_or_null, unique_names
 from train.evaluators.common import Result, evaluation_mode, forward, progress
@@ -67,6 +68,12 @@ def evaluate(
     told = rank.gather(None if result is None else replace(result, boxes=None))[0]
     assert told is not None
     return result or told
+
+
+def metric_names(classes: Sequence[ClassInfo]) -> tuple[str, ...]:
+    """Names of the metrics that `evaluate` gives for a set of these classes."""
+    evaluated = [c for c, counts in zip(classes, is_evaluated(classes), strict=True) if counts]
+    return (*_METRICS, *(f"mAP/{name}" for name in group_masks(evaluated)))
 
 
 def _score(parts: list[Part], evaluated: np.ndarray, data: TaskData, chance: bool) -> Result:
