@@ -61,7 +61,7 @@ def main() -> int:
             print(f"{'batches':>8}{'seconds':>9}" + "".join(f"{name:>14}" for name in names) + f"{'all, PSS':>10}")
             for number, _ in enumerate(batches, 1):
                 if number % every == 0 or number == arguments.batches:
-                    used = [megabytes(pid) for pid in ("self", *pids)]
+                    used = [megabytes("self"), *map(megabytes, pids)]
                     numbers.append(number)
                     totals.append(sum(float(pss) for _, pss in used))
                     cells = "".join(f"{f'{rss:.0f} / {pss:.0f}':>14}" for rss, pss in used)
