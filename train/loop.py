@@ -161,7 +161,7 @@ class Ledger:
         if bad_clips > self.most * max(seen, BUDGET_FLOOR):
             raise UserError(
                 f"{bad_clips:.0f} of {seen:.0f} clips could not be read, more than max_bad_share={self.most} allows;"
-                f" they are listed in {self.path}. `python shard_tools/verify.py SHARDS --decode` finds all that are bad"
+                f" they are listed in {self.path}. `python shard_tools/verify.py SHARDS --decode` finds all bad ones"
             )
 
     def keep(self, done: int) -> None:
