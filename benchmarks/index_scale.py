@@ -1,12 +1,16 @@
-"""What a large shard set costs to open: seconds, and memory a process and a node, with forked loader workers.
+"""What a large shard set costs to open: seconds, and memory a process and a node, with forked loader workers; and what
+it takes to begin at a far step instead of the first.
 
-python -m benchmarks.index_scale
+    python -m benchmarks.index_scale
+
+Ends with 1 where opening takes 5 s, the node 1 GB, or the far step over 1.5 times the first one, or more.
 """
 
 import argparse
 import hashlib
 import multiprocessing
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -14,13 +18,20 @@ from typing import Any
 
 import numpy as np
 
+from data.mixture import StepPlan
 from data.order import EpochOrder
+from data.recipe import DataRecipe, TaskSource
 from data.shards import INDEX_DTYPE, ClassInfo, Manifest, ShardInfo, ShardSet
 
 SHARD_BYTES = 431_000_000
 
 
-def main() -> None:
+FAR = 1_000_000
+BATCH = 512
+ROUNDS = 9
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shards", type=int, default=10_000, help="default: %(default)s")
     parser.add_argument("--examples", type=int, default=10_000_000, help="default: %(default)s")
@@ -32,7 +43,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         prefix = write(Path(folder), arguments.shards, arguments.examples)
-        measure(prefix, arguments.workers, arguments.reads)
+        reached = [measure(prefix, arguments.workers, arguments.reads), seek(prefix)]
+    return 0 if all(reached) else 1
 
 
 def write(folder: Path, shards: int, examples: int) -> str:
@@ -56,7 +68,37 @@ def write(folder: Path, shards: int, examples: int) -> str:
     return str(folder / "big-train")
 
 
-def measure(prefix: str, workers: int, reads: int) -> None:
+def seek(prefix: str) -> bool:
+    """From the recipe to the rows of a step's whole batch, as a process does that starts there: nothing is kept from
+    one time to the next. The kinds of steps alternate."""
+    shards = ShardSet(prefix)
+    _ = shards.index["shard"].max()  # in memory for all
+    tasks = {"big": TaskSource(kind="classification", shards=prefix, batch=BATCH, micro_batch=8)}
+
+    def first_batch(step: int, schedule: str) -> float:
+        began = time.perf_counter()
+        plan = StepPlan(DataRecipe(steps=FAR + 1000, tasks=tasks, schedule=schedule), 8)
+        order = EpochOrder(shards.shard_examples, 0, "big", 16, BATCH)
+        rows = 0
+        for rank in range(8):
+            positions = [position for part in plan.micro_steps(step, rank) for position in part.positions]
+            rows += len(shards.index[order.examples(np.array(positions))])
+        assert rows == BATCH
+        return time.perf_counter() - began
+
+    print(f"\nplan, order and the rows of a batch of {BATCH}, median of {ROUNDS}:")
+    reached = True
+    for schedule in ("accumulate", "weighted"):
+        times = [(first_batch(0, schedule), first_batch(FAR, schedule)) for _ in range(ROUNDS)]
+        near, far = (float(np.median(part)) for part in zip(*times, strict=True))
+        reached = reached and far < 1.5 * near
+        print(
+            f"  {schedule:<12} step 0 {1e3 * near:6.1f} ms   step {FAR:,} {1e3 * far:6.1f} ms   ratio {far / near:.2f}"
+        )
+    return reached
+
+
+def measure(prefix: str, workers: int, reads: int) -> bool:
     before = memory()
     began = time.perf_counter()
     shards = ShardSet(prefix)
@@ -99,6 +141,8 @@ def measure(prefix: str, workers: int, reads: int) -> None:
         print(f"{name:<21}  {figures['Rss']:8.0f}   {figures['Pss']:8.0f}  {figures['Private']:8.0f}")
     node = sum(figures["Pss"] for figures in grown)
     print(f"node (sum of own parts)           {node:8.0f}   goal 1000; {before['Pss']:.0f} of it before")
+    print(f"the index is mapped: its {size / 1e6:.0f} MB are in each resident set, and once in the sum")
+    return end - began < 5 and node < 1000
 
 
 def work(shards: ShardSet, order: EpochOrder, number: int, reads: int, queue: Any, hold: Any) -> None:
@@ -127,4 +171,4 @@ def memory(pid: int | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

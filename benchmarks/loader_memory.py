@@ -1,9 +1,11 @@
-"""Memory of a run's loader over many batches: the main process and its workers, after warm-up and at the end.
+"""Memory of a run's loader over many batches: the main process and its workers, flat after warm-up or not.
 
     python -m benchmarks.loader_memory [--batches 2000] [--workers 4] [--batch 2]
 
-The clips are those of benchmarks/loader.py. Memory is what the processes hold on their own plus their part of what they
-share (PSS), of all of them together.
+The clips are those of benchmarks/loader.py. RSS counts what processes share in each of them; PSS counts a page that n
+processes share as 1/n of one in each, so that its sum over the processes is what the machine gives. The slope is that
+of a straight line through the points after warm-up (least squares). The verdict: the sum of PSS changes along the line
+by less than 5 % from the first of these points to the last. Ends with 1 where it does not.
 """
 
 import argparse
@@ -12,23 +14,29 @@ import os
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
+
+import numpy as np
 
 from benchmarks.loader import Positions, machine, mixture, originals, pack
 from data.decode import require_ffmpeg
 from data.loader import train_loader
 
+EVERY = 100
 WARM_UP = 0.25
 """The share of the batches after which memory should be what it will be."""
+FLAT = 0.05
 
 
-def megabytes(pid: int | str) -> float:
-    """PSS of a process, 0 where it has ended."""
+def megabytes(pid: int | str) -> np.ndarray:
+    """RSS and PSS of a process in MB, 0 where it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
-        return 0.0
-    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:"))
+        return np.zeros(2)
+    found = {line.split()[0]: float(line.split()[1]) / 1000 for line in lines[1:]}
+    return np.array([found["Rss:"], found["Pss:"]])
 
 
 def main() -> int:
@@ -39,28 +47,40 @@ def main() -> int:
     arguments = parser.parse_args()
     require_ffmpeg()
     print(machine(len(os.sched_getaffinity(0))))
+    every = min(EVERY, max(arguments.batches // 20, 1))
     with tempfile.TemporaryDirectory(prefix="loader-memory-") as scratch:
         shards = pack(originals(Path(scratch), None), Path(scratch))
-        total = arguments.batches * arguments.batch
-        loader = train_loader(mixture(shards), Positions(total, arguments.batch), arguments.workers)
-        seen: dict[int, tuple[float, float]] = {}
-        began = time.perf_counter()
-        print(f"{'batches':>9}{'seconds':>9}{'main, MB':>10}{'workers, MB':>13}{'together':>10}")
-        for number, _ in enumerate(loader, 1):
-            if number % max(arguments.batches // 20, 1) == 0 or number == arguments.batches:
-                pids = [child.pid for child in multiprocessing.active_children() if child.pid]
-                seen[number] = megabytes("self"), sum(map(megabytes, pids))
-                main, workers = seen[number]
-                spent = time.perf_counter() - began
-                print(f"{number:>9}{spent:>9.0f}{main:>10.0f}{workers:>13.0f}{main + workers:>10.0f}", flush=True)
-        loader.close()
-    after = [sum(parts) for number, parts in seen.items() if number >= WARM_UP * arguments.batches]
+        positions = Positions(arguments.batches * arguments.batch, arguments.batch)
+        numbers, totals = [], []
+        with closing(train_loader(mixture(shards), positions, arguments.workers)) as loader:
+            began = time.perf_counter()
+            batches = iter(loader)
+            pids = sorted(child.pid for child in multiprocessing.active_children() if child.pid)
+            names = ["main", *(f"worker {number}" for number in range(len(pids)))]
+            print("MB, RSS / PSS")
+            print(f"{'batches':>8}{'seconds':>9}" + "".join(f"{name:>14}" for name in names) + f"{'all, PSS':>10}")
+            for number, _ in enumerate(batches, 1):
+                if number % every == 0 or number == arguments.batches:
+                    used = [megabytes("self"), *map(megabytes, pids)]
+                    numbers.append(number)
+                    totals.append(sum(float(pss) for _, pss in used))
+                    cells = "".join(f"{f'{rss:.0f} / {pss:.0f}':>14}" for rss, pss in used)
+                    spent = time.perf_counter() - began
+                    print(f"{number:>8}{spent:>9.0f}{cells}{totals[-1]:>10.0f}", flush=True)
+    after = [place for place, number in enumerate(numbers) if number >= WARM_UP * arguments.batches]
+    x, y = np.array([numbers[place] for place in after]), np.array([totals[place] for place in after])
+    slope = float(np.polyfit(x, y, 1)[0]) if len(after) > 1 else float("nan")
+    change = slope * float(x[-1] - x[0]) / float(y[0])
+    flat = abs(change) < FLAT
     print(
-        f"after warm-up: {after[0]:.0f} MB, at the end {after[-1]:.0f} MB ({after[-1] / after[0] - 1:+.1%});"
-        f" least {min(after):.0f}, most {max(after):.0f}; {arguments.workers} workers,"
-        f" {total} clips of 32 x 224 x 224"
+        f"after warm-up (from batch {x[0]} on): {y[0]:.0f} MB, at the end {y[-1]:.0f} MB, least {y.min():.0f}, most"
+        f" {y.max():.0f}; slope {100 * slope:+.2f} MB per 100 batches, {change:+.1%} over the line"
     )
-    return 0
+    print(
+        f"{'flat' if flat else 'NOT FLAT'}: {arguments.batches} batches of {arguments.batch} clips of 32 x 224 x 224,"
+        f" {arguments.workers} workers"
+    )
+    return 0 if flat else 1
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
-"""The mixture at full size, by simulation on real index files: balance, exactness, shards touched, cache, planning.
+"""The mixture at full size, by simulation on real index files: balance, exactness, planning, shards touched, cache.
 
-    python -m benchmarks.loader_scale [--world 1024] [--hours 0.2] [--cache-gb 100] [--clips-per-second 10]
+    python -m benchmarks.loader_scale [--world 1024] [--hours 1] [--nodes 8] [--cache-gb 100] [--clips-per-second 10]
 
-Writes index files and manifests of the real sets' sizes (no videos), opens them as a run does, and follows every rank
-through a part of the run: which shards it reads, and which of its reads a node's cache of whole shards, evicted by age
-of last use, would have answered. Bytes per sample are drawn around what the packers' defaults give. Beside it, the same
-for a plain shuffle of each window, whose batches have no columns.
+Writes index files and manifests of the real sets' sizes (no videos) and opens them as a run does. Plans are looked at
+for all ranks, in steps drawn from the whole run. Shards and caches are followed for the ranks of a few nodes, spread
+evenly over the run's, through hours that begin in the middle of the run: which shards a rank reads, and which reads the
+node's cache of whole shards, empty at first and evicted by age of last use, answers without looking ahead. Bytes per
+sample are drawn around what the packers' defaults give. Beside it, the same for a plain shuffle of each window, whose
+batches have no columns. How it goes with a large index: benchmarks/index_scale.py.
 """
 
 import argparse
-import multiprocessing
 import os
 import statistics
 import sys
@@ -23,7 +24,7 @@ import numpy as np
 from data.mixture import StepPlan
 from data.order import EpochOrder
 from data.recipe import DataRecipe, TaskSource
-from data.schedule import apportion
+from data.schedule import SCHEDULES, NodeShare, apportion
 from data.shards import INDEX_DTYPE, Kind, Manifest, ShardInfo, ShardSet
 
 SETS: dict[str, tuple[Kind, int, int, int, int]] = {
@@ -35,6 +36,8 @@ SETS: dict[str, tuple[Kind, int, int, int, int]] = {
 """Task -> kind, examples, samples per shard, examples per sample, mean bytes of a sample's video."""
 BATCHES = (2048, 2048, 1024, 1024)
 GPUS_PER_NODE = 8
+FIRST_STEP = 20_000
+BLOCK = 64
 
 
 def write_set(folder: Path, name: str, kind: Kind, examples: int, per_shard: int, items: int, size: int) -> ShardSet:
@@ -112,153 +115,135 @@ def balance(sets: dict[str, ShardSet], world: int) -> None:
 
 
 def planning(sets: dict[str, ShardSet], world: int) -> None:
-    """Time to know one rank's examples of a step."""
-    wanted = recipe(sets, world, "accumulate", 16)
-    plan, streams = StepPlan(wanted, world), orders(sets, wanted, True)
+    """Time to know what one rank loads in a step: the plan, its positions, and the shard and sample of each."""
+    opened = list(sets.values())
+    print(f"  {'schedule':<14}{'steps':<18}{'plan, ms':>10}{'all: median':>13}{'99 %':>8}{'longest':>9}")
+    for name in SCHEDULES:
+        wanted = recipe(sets, world, name, 16)
+        plan, streams = StepPlan(wanted, world), orders(sets, wanted, True)
 
-    def one(step: int) -> tuple[float, float]:
-        began = time.perf_counter()
-        parts = plan.micro_steps(step, world // 2)
-        planned = time.perf_counter()
-        for part in parts:
-            streams[part.task].examples(np.array(part.positions))
-        return 1e3 * (planned - began), 1e3 * (time.perf_counter() - began)
+        def one(step: int, plan: StepPlan = plan, streams: list[EpochOrder] = streams) -> tuple[float, float]:
+            began = time.perf_counter()
+            parts = plan.micro_steps(step, world // 2)
+            planned = time.perf_counter()
+            for task in dict.fromkeys(part.task for part in parts):
+                own = [position for part in parts if part.task == task for position in part.positions]
+                rows = opened[task].index[streams[task].examples(np.array(own))]
+                assert len(list(zip(rows["shard"].tolist(), rows["video_offset"].tolist(), strict=True))) == len(own)
+            return 1e3 * (planned - began), 1e3 * (time.perf_counter() - began)
 
-    one(0)
-    for title, steps in (("steps 1 to 1000", range(1, 1001)), ("steps 59000 to 59999", range(59_000, 60_000))):
-        times = [one(step) for step in steps]
-        planned, whole = (sorted(part) for part in zip(*times, strict=True))
-        print(
-            f"  {title:<22} plan {statistics.median(planned):.3f} ms; plan and the examples of a rank: median"
-            f" {statistics.median(whole):.3f} ms, 99 % under {whole[989]:.3f} ms, longest {whole[-1]:.1f} ms"
-        )
+        one(0)
+        for steps in (range(1, 1001), range(59_000, 60_000)):
+            planned, whole = (sorted(part) for part in zip(*map(one, steps), strict=True))
+            print(
+                f"  {name:<14}{f'{steps[0]} to {steps[-1]}':<18}{statistics.median(planned):>10.3f}"
+                f"{statistics.median(whole):>13.3f}{whole[989]:>8.3f}{whole[-1]:>9.1f}"
+                f"   {'under' if statistics.median(whole) < 1 else 'OVER'} 1 ms"
+            )
+
+
+class NodeCache:
+    """A node's cache of whole shards."""
+
+    def __init__(self, most: float) -> None:
+        self.most, self.filled, self.fetched, self.hits, self.reads = most, 0, 0, 0, 0
+        self.shards: OrderedDict[tuple[int, int], int] = OrderedDict()
+
+    def read(self, shard: tuple[int, int], times: int, size: int) -> None:
+        self.reads += times
+        if shard in self.shards:
+            self.hits += times
+            self.shards.move_to_end(shard)
+            return
+        self.hits += times - 1
+        self.fetched += size
+        self.filled += size
+        self.shards[shard] = size
+        while self.filled > self.most:
+            self.filled -= self.shards.popitem(last=False)[1]
 
 
 def follow(
-    sets: dict[str, ShardSet], world: int, window: int, sort: bool, steps: int, cache_bytes: float, watched: int
+    sets: dict[str, ShardSet], world: int, window: int, sort: bool, steps: int, cache_bytes: float, watched: list[int]
 ) -> dict[str, float]:
-    """Shards touched per rank, and what the caches of some nodes do, over `steps` steps."""
+    """Shards touched by the ranks of some nodes, and what these nodes' caches do, over `steps` steps."""
     wanted = recipe(sets, world, "accumulate", window)
     streams = orders(sets, wanted, sort)
-    touched = [np.zeros((world, len(shards.manifest.shards)), dtype=bool) for shards in sets.values()]
-    sizes = [[shard.bytes for shard in shards.manifest.shards] for shards in sets.values()]
-    nodes = max(world // GPUS_PER_NODE, 1)
-    chosen = np.unique(np.linspace(0, nodes - 1, watched).astype(int)).tolist()
-    caches: list[OrderedDict[tuple[int, int], int]] = [OrderedDict() for _ in chosen]
-    filled = [0] * len(chosen)
-    hits = reads = fetched = used = 0
-    start = 20_000
-    for step in range(start, start + steps):
-        for task, (order, shards) in enumerate(zip(streams, sets.values(), strict=True)):
-            batch = wanted.tasks[list(sets)[task]].batch
-            examples = order.examples(np.arange(step * batch, (step + 1) * batch))
-            shard = np.searchsorted(order._first, examples, side="right") - 1
-            ranks = np.repeat(np.arange(world), batch // world)
-            touched[task][ranks, shard] = True
-            by_node = shard.reshape(nodes, -1)
-            for place, node in enumerate(chosen):
-                cache = caches[place]
-                names, counts = np.unique(by_node[node], return_counts=True)
-                for name, count in zip(names.tolist(), counts.tolist(), strict=True):
-                    reads += count
-                    used += count * sizes[task][name] / shards.manifest.shards[name].examples
-                    if (task, name) in cache:
-                        hits += count
-                        cache.move_to_end((task, name))
-                        continue
-                    hits += count - 1
-                    fetched += sizes[task][name]
-                    cache[task, name] = sizes[task][name]
-                    filled[place] += sizes[task][name]
-                    while filled[place] > cache_bytes:
-                        filled[place] -= cache.popitem(last=False)[1]
-    per_rank = sum(part.sum(axis=1) for part in touched)
+    infos = [shards.manifest.shards for shards in sets.values()]
+    here = min(GPUS_PER_NODE, world)
+    touched = np.zeros((len(watched), here, sum(map(len, infos))), dtype=bool)
+    caches = [NodeCache(cache_bytes) for _ in watched]
+    used = 0.0
+    for first in range(FIRST_STEP, FIRST_STEP + steps, BLOCK):
+        block = np.arange(first, min(first + BLOCK, FIRST_STEP + steps))
+        for place, node in enumerate(watched):
+            read = []
+            for task, order in enumerate(streams):
+                batch = list(wanted.tasks.values())[task].batch
+                near, far = NodeShare(node * here, here, world).places(batch)
+                positions = block[:, None] * batch + np.arange(near, far + 1)
+                shard = np.searchsorted(order._first, order.examples(positions.ravel()), side="right") - 1
+                shard = shard.reshape(len(block), -1)
+                ranks = np.repeat(np.arange(here), shard.shape[1] // here)
+                touched[place, np.broadcast_to(ranks, shard.shape), sum(map(len, infos[:task])) + shard] = True
+                read.append(shard)
+            for row in range(len(block)):
+                for task, shard in enumerate(read):
+                    names, counts = np.unique(shard[row], return_counts=True)
+                    for name, count in zip(names.tolist(), counts.tolist(), strict=True):
+                        info = infos[task][name]
+                        used += count * info.bytes / info.examples
+                        caches[place].read((task, name), count, info.bytes)
+    per_rank = touched.sum(axis=2)
     return {
-        "shards": float(np.mean(per_rank)),
-        "most": float(np.max(per_rank)),
-        "hit_rate": hits / reads,
-        "fetched_gb": fetched / len(chosen) / 1e9,
-        "amplification": fetched / used,
+        "shards": float(per_rank.mean()),
+        "most": float(per_rank.max()),
+        "node": float(touched.any(axis=1).sum(axis=1).mean()),
+        "hit_rate": sum(cache.hits for cache in caches) / sum(cache.reads for cache in caches),
+        "fetched_gb": sum(cache.fetched for cache in caches) / len(caches) / 1e9,
+        "amplification": sum(cache.fetched for cache in caches) / used,
     }
 
 
 def locality(sets: dict[str, ShardSet], arguments: argparse.Namespace) -> None:
     world = arguments.world
+    nodes = max(world // GPUS_PER_NODE, 1)
+    watched = np.unique(np.linspace(0, nodes - 1, arguments.nodes).astype(int)).tolist()
     clips = sum(-(-batch // world) for batch in BATCHES)
     steps = max(round(arguments.hours * 3600 * arguments.clips_per_second / clips), 1)
     print(
-        f"  {arguments.hours:g} h at {arguments.clips_per_second:g} clips/s a rank: {steps} steps of {clips} clips each"
-        f" ({steps * clips * world / 1e6:.1f} million clips);\n  nodes of {GPUS_PER_NODE} ranks, cache"
-        f" {arguments.cache_gb:g} GB a node"
+        f"  {arguments.hours:g} h at {arguments.clips_per_second:g} clips/s a rank: {steps} steps from {FIRST_STEP} on,"
+        f" {clips} clips a rank and step\n  sampled: {len(watched)} of {nodes} nodes of"
+        f" {min(GPUS_PER_NODE, world)} ranks; cache of {arguments.cache_gb:g} GB a node\n  shards: of a rank or node in"
+        " an hour; GB: fetched by a node in an hour; fetched / read: in bytes"
     )
     print(
-        f"  {'window':>8}{'batch':>10}{'shards/rank':>13}{'most':>7}{'hit rate':>10}{'GB/node':>9}{'read / used':>13}"
+        f"  {'window':>8}{'batch':>10}{'shards/rank':>13}{'most':>7}{'shards/node':>13}{'hit rate':>10}{'GB/node':>9}"
+        f"{'fetched / read':>16}"
     )
     for sort in (True, False):
         for window in arguments.windows:
-            told = follow(sets, world, window, sort, steps, arguments.cache_gb * 1e9, arguments.nodes)
+            told = follow(sets, world, window, sort, steps, arguments.cache_gb * 1e9, watched)
             hourly = 1 / arguments.hours
             print(
-                f"  {window:>8}{'columns' if sort else 'plain':>10}{told['shards']:>13.0f}{told['most']:>7.0f}"
-                f"{told['hit_rate']:>10.4f}{told['fetched_gb'] * hourly:>14.0f}{told['amplification']:>13.1f}"
+                f"  {window:>8}{'columns' if sort else 'plain':>10}{told['shards'] * hourly:>13.0f}"
+                f"{told['most'] * hourly:>7.0f}{told['node'] * hourly:>13.0f}{told['hit_rate']:>10.4f}"
+                f"{told['fetched_gb'] * hourly:>9.0f}{told['amplification']:>16.2f}",
+                flush=True,
             )
-
-
-def memory(pid: int | str = "self") -> tuple[float, float]:
-    """Resident and private megabytes of a process."""
-    wanted = {"Rss:": 0.0, "Private_Clean:": 0.0, "Private_Dirty:": 0.0}
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        name, _, rest = line.partition(" ")
-        if name in wanted:
-            wanted[name] = float(rest.split()[0]) / 1024
-    return wanted["Rss:"], wanted["Private_Clean:"] + wanted["Private_Dirty:"]
-
-
-def large_index(folder: Path) -> None:
-    """Opening 10,000 shards of 10 million examples, and what it costs a node and a worker."""
-    write_set(folder, "large", "classification", 10_000_000, 1000, 1, 100_000)
-    before = memory()[0]
-    began = time.perf_counter()
-    shards = ShardSet(folder / "large-train")
-    order = EpochOrder(shards.shard_examples, 0, "large", 16, 128)
-    first = shards.index[order.example(0)]
-    opened = time.perf_counter() - began
-    far = time.perf_counter()
-    last = shards.index[order.example(128 * 1_000_000)]
-    far = time.perf_counter() - far
-    int(shards.index["video_bytes"].sum())  # every page of it read once
-    after = memory()[0]
-    pipe, child = multiprocessing.Pipe()
-    worker = multiprocessing.get_context("fork").Process(target=_worker, args=(shards, order, child))
-    worker.start()
-    private = pipe.recv()
-    worker.join()
-    print(f"  10,000 shards, 10 million examples: opened, and the first example found, in {opened:.2f} s;")
-    print(f"  that of step 1,000,000 in {1e3 * far:.1f} ms more (shards {first['shard']} and {last['shard']})")
-    print(
-        f"  resident after reading all of the index: {after - before:.0f} MB more, mapped and shared by all processes"
-    )
-    print(f"  of a node; a forked worker that reads all of it too holds {private:.0f} MB of its own")
-
-
-def _worker(shards: ShardSet, order: EpochOrder, pipe: "multiprocessing.connection.Connection") -> None:
-    begin = memory()[1]
-    int(shards.index["video_bytes"].sum())
-    for position in range(0, 128 * 1000, 128):
-        order.example(position)
-    pipe.send(memory()[1] - begin)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--world", type=int, default=1024, metavar="N", help="ranks (default: %(default)s)")
-    add("--hours", type=float, default=0.2, help="part of the run to follow (default: %(default)s)")
+    add("--hours", type=float, default=1.0, metavar="H", help="part of the run to follow (default: %(default)s)")
     add("--clips-per-second", type=float, default=10.0, metavar="X", help="clips/s of a rank (default: %(default)s)")
     add("--cache-gb", type=float, default=100.0, metavar="GB", help="cache of a node (default: %(default)s)")
     add("--nodes", type=int, default=8, metavar="N", help="nodes whose caches are followed (default: %(default)s)")
     add("--windows", type=int, nargs="+", default=[16, 64, 256], metavar="W", help="windows (default: 16 64 256)")
     arguments = parser.parse_args()
+    began = time.perf_counter()
     print(f"{os.cpu_count()} cores, numpy {np.__version__}")
     with tempfile.TemporaryDirectory(prefix="loader-scale-") as scratch:
         sets = {name: write_set(Path(scratch), name, *settings) for name, settings in SETS.items()}
@@ -271,8 +256,7 @@ def main() -> int:
         planning(sets, arguments.world)
         print("\nlocality, schedule accumulate")
         locality(sets, arguments)
-        print("\na large index")
-        large_index(Path(scratch))
+    print(f"\nall of it took {(time.perf_counter() - began) / 60:.1f} minutes")
     return 0
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 
 import numpy as np
 
@@ -12,6 +11,7 @@ ROUNDS = 6
 ranges of a few numbers, as columns of a window are, two more even out how often each permutation comes."""
 
 _CHUNK = 8192  # places at a time: few enough that the work stays in the processor's cache
+_EPOCHS_KEPT = 4
 
 
 def make_key(*parts: int | str) -> int:
@@ -106,6 +106,7 @@ class EpochOrder:
             raise ValueError(f"batch must be at least 1 clip, not {batch}")
         self.seed, self.task, self.window, self.batch = seed, task, window, batch
         self._first = np.concatenate([[0], np.cumsum(self.counts)])
+        self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def example(self, position: int) -> int:
         """The example (row of the index) at `position` of the task's endless stream, counted from 0."""
@@ -116,7 +117,7 @@ class EpochOrder:
         found = np.empty_like(positions)
         epochs = positions // self.size
         for epoch in np.unique(epochs).tolist():
-            shards, starts = _epoch(self, epoch)
+            shards, starts = self._epoch(epoch)
             own = epochs == epoch
             places = self._shuffled(epoch, positions[own], starts)
             shard = np.searchsorted(starts, places, side="right") - 1
@@ -126,12 +127,12 @@ class EpochOrder:
     def window_at(self, position: int) -> tuple[int, int]:
         """The window that `position` lies in: its epoch, and its number in the epoch."""
         epoch, place = divmod(position, self.size)
-        _, starts = _epoch(self, epoch)
+        _, starts = self._epoch(epoch)
         return epoch, (int(np.searchsorted(starts, place, side="right")) - 1) // self.window
 
     def window_span(self, epoch: int, number: int) -> tuple[int, int]:
         """The first position of a window, and the one after its last."""
-        _, starts = _epoch(self, epoch)
+        _, starts = self._epoch(epoch)
         low, high = starts[number * self.window], starts[min((number + 1) * self.window, len(starts) - 1)]
         return epoch * self.size + int(low), epoch * self.size + int(high)
 
@@ -140,7 +141,7 @@ class EpochOrder:
         window after it, and so on without end: what a reader of these places will need next."""
         last = self.batch - 1 if last is None else last
         while True:
-            shards, starts = _epoch(self, epoch)
+            shards, starts = self._epoch(epoch)
             for begin in range(number * self.window, len(shards), self.window):
                 low, high = int(starts[begin]), int(starts[min(begin + self.window, len(shards))])
                 ends = self._column_starts(
@@ -191,20 +192,12 @@ class EpochOrder:
             shuffled[own] = permute(row[own], size, keys[own])
         return self._column_starts(column, low, high) + shuffled
 
-    # The cache of epochs is keyed by the order itself, so equal orders share their entries.
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, EpochOrder):
-            return NotImplemented
-        same = (self.seed, self.task) == (other.seed, other.task)
-        return same and np.array_equal(self.counts, other.counts)
-
-    def __hash__(self) -> int:
-        return hash((self.seed, self.task, self.size))
-
-
-@lru_cache(maxsize=32)
-def _epoch(order: EpochOrder, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """The epoch's shards in their order [shards], and where each one's examples begin, with the end [shards + 1]."""
-    count = len(order.counts)
-    shards = permute(np.arange(count), count, make_key(order.seed, order.task, epoch, "shards"))
-    return shards, np.concatenate([[0], np.cumsum(order.counts[shards])])
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The epoch's shards in order [shards], and where each one's examples begin, with the end [shards + 1]."""
+        if epoch not in self._epochs:
+            while len(self._epochs) >= _EPOCHS_KEPT:
+                del self._epochs[next(iter(self._epochs))]
+            count = len(self.counts)
+            shards = permute(np.arange(count), count, make_key(self.seed, self.task, epoch, "shards"))
+            self._epochs[epoch] = shards, np.concatenate([[0], np.cumsum(self.counts[shards])])
+        return self._epochs[epoch]

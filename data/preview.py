@@ -11,6 +11,8 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from data.batch import Example
 from data.contact_sheet import draw_clips
 from data.counters import add, figures
@@ -18,7 +20,7 @@ from data.dataset import MixtureDataset, TaskData
 from data.decode import require_ffmpeg
 from data.errors import UserError
 from data.loader import train_loader
-from data.mixture import StepPlan, build_mixture
+from data.mixture import StepPlan, build_mixture, order_of
 from data.recipe import DataRecipe, load_data_recipe, view_config
 from data.schedule import TaskStep
 from data.shards import ShardSet
@@ -81,8 +83,7 @@ def describe_plan(recipe: DataRecipe, sets: Sequence[TaskData], plan: StepPlan, 
 
 def _describe_task(recipe: DataRecipe, data: TaskData, plan: StepPlan, part: TaskStep) -> str:
     size, last = len(data.shards), part.first + part.clips - 1
-    order = build_mixture([data], recipe).orders[0]
-    examples = [order.example(position) for position in range(part.first, last + 1)]
+    examples = order_of(data, recipe).examples(np.arange(part.first, last + 1))
     shards = sorted({int(shard) for shard in data.shards.index["shard"][examples]})
     epochs = sorted({part.first // size, last // size})
     micro = plan.micro[part.task]

@@ -13,6 +13,7 @@ from data.batch import Batch, Substitute
 from data.errors import UserError
 from data.mixture import StepPlan
 from data.order import make_key
+from train.checkpoint import write_atomically
 from train.engine import Engine
 from train.launch import Rank, StopSignal, ToldError
 from train.optim import learning_rate
@@ -49,7 +50,7 @@ def train(
         KeyboardInterrupt: stopped by Ctrl-C, so that what a script does next is not done with half a run.
     """
     by_name = {task.name: task for task in tasks}
-    stop, ledger = StopSignal(), Ledger(recipe, rank, log)
+    stop, ledger = StopSignal(), Ledger(recipe, rank, log, start)
     done = start
     for step in range(start, recipe.steps):
         engine.module.train()
@@ -76,7 +77,10 @@ def train(
         clips = sum(part.clips for part in plan.schedule.plan(step))
         log.step(step, {name: float(loss) for name, loss in losses.items()}, clips, waited, lr, norm)
         done = step + 1
-        after_step(done, stopping or done == recipe.steps)
+        last = stopping or done == recipe.steps
+        if last or done % recipe.save_every == 0:
+            ledger.keep(done)
+        after_step(done, last)
         if stopping:
             log.say(f"stopped by {stop.name or 'a signal to another rank'} after step {done}; --resume goes on")
             break
@@ -121,20 +125,29 @@ def agree(
 
 
 class Ledger:
-    """Counts the clips that could not be read, lists each once in RUN/bad_clips.jsonl, also over interruptions, and
-    ends the run when there are too many."""
+    """Counts the clips that could not be read, lists each once in RUN/bad_clips.jsonl, and ends the run when there are
+    too many. Goes on over interruptions: what was counted up to a checkpoint is kept beside the list.
 
-    def __init__(self, recipe: Recipe, rank: Rank, log: RunLog) -> None:
+    Args:
+        start: the step at which this process begins.
+    """
+
+    def __init__(self, recipe: Recipe, rank: Rank, log: RunLog, start: int = 0) -> None:
         self.path, self.most = Path(recipe.out) / "bad_clips.jsonl", recipe.max_bad_share
         self.rank, self.log = rank, log
         self.seen, self.bad = 0, 0
         self.listed = _listed(self.path)
+        # Of all ranks together, by step: a run may go on with another number of ranks, or from an older checkpoint.
+        self.totals_path = Path(recipe.out) / "bad_clips.totals.json"
+        self.totals = {step: total for step, total in _totals(self.totals_path).items() if step <= start}
+        self.seen_before, self.bad_before = self.totals.get(start, (0, 0))
 
     def add(self, step: int, batches: list[Batch]) -> None:
         """Takes in the batches of optimizer step `step`.
 
         Raises:
-            UserError: the share of bad clips that this rank has met is above the recipe's `max_bad_share`.
+            UserError: the share of bad clips that this rank has met, and its part of those before a resume, is above
+                the recipe's `max_bad_share`.
         """
         self.seen += sum(len(batch.keys) for batch in batches)
         for batch in batches:
@@ -143,11 +156,24 @@ class Ledger:
                 if (batch.task, bad.key) not in self.listed:
                     self.listed.add((batch.task, bad.key))
                     self._list(step, batch.task, bad)
-        if self.bad > self.most * max(self.seen, BUDGET_FLOOR):
+        world = self.rank.world
+        seen, bad_clips = self.seen + self.seen_before / world, self.bad + self.bad_before / world
+        if bad_clips > self.most * max(seen, BUDGET_FLOOR):
             raise UserError(
-                f"{self.bad} of {self.seen} clips could not be read, more than max_bad_share={self.most} allows; they "
-                f"are listed in {self.path}. `python shard_tools/verify.py SHARDS --decode` finds all that are bad"
+                f"{bad_clips:.0f} of {seen:.0f} clips could not be read, more than max_bad_share={self.most} allows;"
+                f" they are listed in {self.path}. `python shard_tools/verify.py SHARDS --decode` finds all bad ones"
             )
+
+    def keep(self, done: int) -> None:
+        """Writes down what all ranks have counted in the first `done` steps; called on every rank."""
+        self.totals[done] = self._total()
+        if self.rank.first:
+            write_atomically(self.totals_path, json.dumps(self.totals) + "\n")
+
+    def _total(self) -> tuple[int, int]:
+        """(seen, bad) of all ranks, and of what went before."""
+        parts = self.rank.gather((self.seen, self.bad))
+        return self.seen_before + sum(seen for seen, _ in parts), self.bad_before + sum(bad for _, bad in parts)
 
     def _list(self, step: int, task: str, bad: Substitute) -> None:
         # One short line a write in append mode: lines of several ranks do not mix.
@@ -158,7 +184,7 @@ class Ledger:
 
     def close(self) -> None:
         """Says how many there were in all; called on every rank."""
-        bad, seen = (sum(counts) for counts in zip(*self.rank.gather((self.bad, self.seen)), strict=True))
+        seen, bad = self._total()
         if bad:
             self.log.say(f"{bad} of {seen} clips could not be read and were replaced: see {self.path}")
 
@@ -173,3 +199,11 @@ def _listed(path: Path) -> set[tuple[str, str]]:
         except (ValueError, KeyError, TypeError):
             continue
     return found
+
+
+def _totals(path: Path) -> dict[int, tuple[int, int]]:
+    """Step -> (seen, bad), as `Ledger.keep` writes them; none where they cannot be read."""
+    try:
+        return {int(step): (int(seen), int(bad)) for step, (seen, bad) in json.loads(path.read_text()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}

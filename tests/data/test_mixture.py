@@ -15,7 +15,9 @@ from data.schedule import SCHEDULES
 from data.shards import ClassInfo, ShardSet
 from tests.tiny_shards import class_video, make_localisation_set, video_record, write_set
 
-VIEW = {"stride": 3, "scale": [0.3, 1.0], "color_jitter": 0.2}
+STRONG = {"stride": 3, "scale": [0.3, 1.0], "color_jitter": 0.2, "randaugment_ops": 2, "random_erasing": 0.5}
+VIEWS = {"kinetics": {**STRONG, "mixup": 0.8, "cutmix": 1.0}, "ava": STRONG}
+"""All of the augmentation."""
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def sets(tmp_path_factory) -> dict[str, ShardSet]:
 def recipe(sets: dict[str, ShardSet], batch: int = 24, micro: int = 24, **changes) -> DataRecipe:
     tasks = {
         name: TaskSource(
-            kind=shards.manifest.kind, shards=shards.prefix, batch=batch, micro_batch=micro, share=2, view=VIEW
+            kind=shards.manifest.kind, shards=shards.prefix, batch=batch, micro_batch=micro, share=2, view=VIEWS[name]
         )
         for name, shards in sets.items()
     }
@@ -46,7 +48,8 @@ def recipe(sets: dict[str, ShardSet], batch: int = 24, micro: int = 24, **change
 def load(sets: dict[str, ShardSet], wanted: DataRecipe, world: int, start: int, workers: int) -> list[list[Batch]]:
     """The batches of each rank from step `start` on."""
     opened = [
-        TaskData(name, shards.manifest.kind, shards, view_config(VIEW, wanted.model)) for name, shards in sets.items()
+        TaskData(name, shards.manifest.kind, shards, view_config(VIEWS[name], wanted.model))
+        for name, shards in sets.items()
     ]
     plan = StepPlan(wanted, world)
     ranks = []
@@ -97,6 +100,8 @@ def alone(sets) -> list[tuple]:
     """Steps 1 and 2 of the run in one process, reached from step 0, one micro-batch a task."""
     whole = merged(load(sets, recipe(sets), 1, 0, 0), 3)
     assert any(task[2] for task in whole[2:]), "no substitute: the test says nothing about them"
+    soft = whole[2][4]
+    assert soft.shape == (24, 3) and ((soft > 0) & (soft < 1)).any(), "no mixed clip"
     assert not same(whole[:2], whole[2:4])
     return whole[2:]
 

@@ -18,11 +18,11 @@ def batch(clips: int, *bad: str) -> Batch:
     return Batch("look", torch.zeros(0), ["key"] * clips, torch.zeros(0), torch.zeros(0), substitutes=substitutes)
 
 
-def ledger(out, share: float = 0.01) -> Ledger:
-    rank = Rank(0, 1, torch.device("cpu"))
+def ledger(out, share: float = 0.01, start: int = 0, world: int = 1) -> Ledger:
+    rank = Rank(0, world, torch.device("cpu"))
     log = RunLog(out, rank, 20, 5, 0)
     log.close()  # which frees the folder for the next
-    return Ledger(tiny_recipe(out, f"max_bad_share={share}"), rank, log)
+    return Ledger(tiny_recipe(out, f"max_bad_share={share}"), rank, log, start)
 
 
 def test_each_bad_clip_is_listed_once_also_after_an_interruption(tmp_path, capsys):
@@ -57,3 +57,26 @@ def test_no_bad_clip_is_no_file(tmp_path):
     assert not good.path.exists()
     with pytest.raises(UserError, match="1 of 8 clips"):
         good.add(1, [batch(4, "a")])
+
+
+def test_the_counts_go_on_over_interruptions(tmp_path):
+    first = ledger(tmp_path, 0.01)
+    first.add(0, [batch(2000, *(f"bad{n}" for n in range(12)))])
+    first.keep(1)
+    first.add(1, [batch(2000, *(f"bad{n}" for n in range(12, 20)))])
+    first.keep(2)
+    first.add(2, [batch(2000, "after the checkpoint")])
+
+    second = ledger(tmp_path, 0.01, start=2)
+    second.add(2, [batch(1)] * 3)
+    second.keep(3)
+    assert json.loads(second.totals_path.read_text()) == {"1": [2000, 12], "2": [4000, 20], "3": [4003, 20]}
+    with pytest.raises(UserError, match="41 of 4004 clips"):
+        second.add(3, [batch(1, *(f"more{n}" for n in range(21)))])
+    # From an older checkpoint, and on two ranks, each of which has half of what went before.
+    older = ledger(tmp_path, 0.01, start=1, world=2)
+    older.add(1, [batch(1, *(f"new{n}" for n in range(4)))])
+    with pytest.raises(UserError, match="11 of 1001 clips"):
+        older.add(2, [batch(0, "one more")])
+    first.totals_path.write_text("not what we wrote")
+    assert ledger(tmp_path, 0.01, start=2).bad_before == 0

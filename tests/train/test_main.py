@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from data.errors import UserError
 from tests.dist import free_port
+from tests.range_server import RangeServer
 from tests.tiny_shards import make_classification_set, make_localisation_set
 from train import main
 from train.checkpoint_files import read_state, whole_checkpoints, write_atomically
@@ -39,6 +40,11 @@ tasks:
   kinetics: {{kind: classification, shards: {folder}/kinetics-train, val_shards: {folder}/kinetics-val, batch: 4}}
   ava: {{kind: localisation, shards: {folder}/ava-train, val_shards: {folder}/ava-val, batch: 4, micro_batch: 2}}
 """
+LOADED = {
+    *("clips_per_second", "read_megabytes_per_second", "load_ms", "read_ms", "decode_ms", "view_ms", "send_ms"),
+    *("padded_share", "substitutes"),
+}
+"""What TensorBoard shows of a task's loading; of a remote set there is more."""
 
 
 @pytest.fixture(scope="module")
@@ -100,13 +106,56 @@ def test_plain_python_trains(plain):
     board = EventAccumulator(str(folder / "tensorboard"))
     board.Reload()
     wanted = {"loss/kinetics", "loss/ava", "train/lr", "train/gradient_norm", "speed/clips_per_second"}
-    wanted |= {"speed/data_wait_share", "data/kinetics/decode_ms", "data/ava/padded_share", "data/ava/substitutes"}
+    wanted |= {"speed/data_wait_share", *(f"data/{task}/{name}" for task in ("kinetics", "ava") for name in LOADED)}
     assert wanted <= set(board.Tags()["scalars"])
     for event in board.Scalars("data/ava/load_ms"):
         parts = [board.Scalars(f"data/ava/{part}_ms") for part in ("read", "decode", "view")]
         own = [value.value for part in parts for value in part if value.step == event.step]
         assert all(value > 0 for value in own) and sum(own) <= event.value
     assert [event.step for event in board.Scalars("loss/ava")] == [2, 4]
+
+
+def test_what_a_remote_set_costs_is_told(world, tmp_path):
+    with RangeServer(world) as server:
+        remote = f"tasks.kinetics.shards={server.url}/kinetics-train"
+        options = ["--recipe", "recipe.yaml", "out=remote", "steps=2", f"cache.folder={tmp_path}", remote]
+        done = run("python", *options, cwd=world)
+    assert done.returncode == 0, done.stderr
+    board = EventAccumulator(str(world / "remote" / "tensorboard"))
+    board.Reload()
+    extra = {"data/kinetics/cache_hit_rate", "data/kinetics/fetched_megabytes_per_second"}
+    assert extra | {f"data/kinetics/{name}" for name in LOADED} <= set(board.Tags()["scalars"])
+    assert not any(tag.startswith("data/ava/cache") for tag in board.Tags()["scalars"])
+    assert all(0 < event.value <= 1 for event in board.Scalars("data/kinetics/cache_hit_rate"))
+
+
+def test_a_worker_that_is_killed_ends_the_run_with_its_reason(world):
+    process = start("python", "--recipe", "recipe.yaml", "out=killed", "steps=100000", "workers=2", cwd=world)
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("step 2/"):
+                break
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        workers = [int(pid) for pid in children if b"main.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        assert len(workers) == 2
+        os.kill(workers[0], signal.SIGKILL)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1 and "Traceback" not in errors, errors
+    last = errors.splitlines()[-1]  # "rank 0" is in it where torch told of it in the middle of a step
+    assert last.startswith("error: ") and "a process that loads data has died: " in last, errors
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+def test_any_step_of_a_run_can_be_looked_at(world, plain):
+    command = [sys.executable, "-m", "data.preview", "plain/recipe.yaml", "--step", "3", "--image", "step.png"]
+    done = subprocess.run(command, cwd=world, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("step 3 of 4") and "loaded 8 clips" in done.stdout and (world / "step.png").exists()
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith(("  kinetics ", "  ava "))]
+    assert [(row[0], int(row[1])) for row in rows] == [(t, p) for t in ("kinetics", "ava") for p in range(12, 16)]
 
 
 @pytest.mark.parametrize("kind", ["deepspeed", "torchrun"])
