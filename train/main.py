@@ -11,7 +11,7 @@ from data.loader import train_loader
 from train.checkpoint import Checkpoints
 from train.engine import build_engine, deepspeed_config
 from train.evaluators import evaluate_all
-from train.launch import Rank, command, init_distributed, parse_args
+from train.launch import Rank, StopSignal, command, init_distributed, parse_args
 from train.loop import StepPlan, train
 from train.model import build_model, describe_init, model_config
 from train.optim import build_optimizer
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
         if rank.first:
             print(plan_of)
         return
-    checkpoints = Checkpoints(recipe.out, recipe.keep)
+    checkpoints, stop = Checkpoints(recipe.out, recipe.keep), StopSignal()
 
     def check() -> StepPlan:
         require_ffmpeg()
@@ -120,7 +120,7 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
         # Closed however the run ends: its workers are gone before the reason is told.
         dataset, batches = mixture(tasks, recipe, rank.node), plan.batches(start, rank.index)
         with closing(train_loader(dataset, batches, recipe.workers)) as loader:
-            done = train(recipe, tasks, engine, plan, iter(loader), rank, log, start, after_step)
+            done = train(recipe, tasks, engine, plan, iter(loader), rank, log, start, after_step, stop)
         if done == recipe.steps:
             log.say(f"done: {done} steps; weights, log and TensorBoard in {recipe.out}")
     except KeyboardInterrupt:
