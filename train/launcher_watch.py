@@ -14,7 +14,7 @@ import time
 import psutil
 
 STARTERS = ("deepspeed.launcher.launch", "torch.distributed.run", "torchrun")
-POLL = 1.0
+POLL = 0.5
 """Seconds."""
 
 
