@@ -4,12 +4,14 @@ import argparse
 import logging
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from data.decode import require_ffmpeg
 from data.errors import UserError
 from data.loader import train_loader
 from train.checkpoint import Checkpoints
 from train.engine import build_engine, deepspeed_config
+from train.environment import describe_environment, environment, write_environment
 from train.evaluators import evaluate_all
 from train.launch import Rank, StopSignal, command, init_distributed, parse_args
 from train.loop import StepPlan, train
@@ -21,11 +23,12 @@ from train.run_log import RunLog, describe
 from train.tasks import mixture, open_tasks
 
 
-def open_log(recipe: Recipe, rank: Rank, start: int) -> RunLog:
-    """Begins the log in the run's folder, and leaves the recipe there."""
+def open_log(recipe: Recipe, rank: Rank, start: int, found: dict[str, Any]) -> RunLog:
+    """Begins the log in the run's folder, and leaves recipe and environment there."""
     log = RunLog(recipe.out, rank, recipe.steps, recipe.log_every, start)
     if rank.first:
         (Path(recipe.out) / "recipe.yaml").write_text(dump_recipe(recipe))
+        write_environment(recipe.out, found)
     return log
 
 
@@ -104,8 +107,10 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
     engine = rank.together(lambda: build_engine(model, optimizer, recipe, rank, args.ds))
     start = rank.together(lambda: checkpoints.resume(engine, recipe))
 
-    log = rank.together(lambda: open_log(recipe, rank, start))
+    found = environment(rank, start)
+    log = rank.together(lambda: open_log(recipe, rank, start, found))
     log.say(describe(recipe, tasks, rank, args.ds, start))
+    log.say(describe_environment(found))
     if told := describe_init(recipe, model):
         log.say(told)
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +92,11 @@ def test_plain_python_trains(plain):
     assert "kinetics: classification, 6 examples of 3 classes" in done.stdout
     assert "step 4/4" in done.stdout and "data wait" in done.stdout
     assert load_recipe(folder / "recipe.yaml").steps == 4
+    (started,) = [json.loads(line) for line in (folder / "environment.jsonl").read_text().splitlines()]
+    assert started["command"] == f"{MAIN} --recipe recipe.yaml out=plain" and started["from_step"] == 0
+    assert started["ranks"] == 1 and started["hosts"] == {socket.gethostname(): {"cpu": 1}}
+    assert started["python"] in sys.version and started["packages"]["torch"] == version("torch")
+    assert f"torch {version('torch')}" in (folder / "log.txt").read_text()
     board = EventAccumulator(str(folder / "tensorboard"))
     board.Reload()
     wanted = {"loss/kinetics", "loss/ava", "train/lr", "train/gradient_norm", "speed/clips_per_second"}
@@ -121,6 +128,8 @@ def test_a_finished_run_is_not_overwritten(world, plain):
     )
     again = run("python", "--recipe", "recipe.yaml", "out=plain", "--resume", cwd=world)
     assert again.returncode == 0 and "from step 4 on" in again.stdout
+    started = [json.loads(line)["from_step"] for line in (world / "plain" / "environment.jsonl").open()]
+    assert started == [0, 4], "a line for every start"
     other = run("python", "--recipe", "recipe.yaml", "out=plain", "--resume", "model.depth=3", cwd=world)
     assert other.returncode == 1
     assert "model.depth: 2 -> 3" in other.stderr and "Traceback" not in other.stderr
