@@ -26,7 +26,7 @@ class Slurm:
 
     Args:
         folder: for the commands (`bin`) and for what they tell each other.
-        enter: what is put before a command to run it on a node; `{node}` in it is the node's name.
+        enter: a command that runs others on a node (`ENTER NODE OTHER...`); none: on this machine.
     """
 
     def __init__(self, folder: Path, nodes: Sequence[str], gpus: int, enter: str = "") -> None:
@@ -100,7 +100,7 @@ def srun(args: list[str]) -> int:
     for index, node in enumerate(cluster["nodes"]):
         place = {"SLURM_NODEID": index, "SLURM_PROCID": index, "SLURM_LOCALID": 0, "SLURMD_NODENAME": node}
         own = {**os.environ, **{key: str(value) for key, value in place.items()}}
-        enter = shlex.split(cluster["enter"].format(node=node))
+        enter = [cluster["enter"], node] if cluster["enter"] else []
         tasks.append(subprocess.Popen([*enter, *command], env=own, start_new_session=True))
     deadline = None
     while any(task.poll() is None for task in tasks):

@@ -16,7 +16,7 @@ import pytest
 
 from tests.slurm import Slurm, directives, wait_for
 from tests.tiny_shards import make_classification_set, make_localisation_set
-from tests.train.test_main import RECIPE, start
+from tests.train.test_main import BIN, MAIN, RECIPE
 from train.recipe import PROJECT
 
 TRAIN, EVALUATE = PROJECT / "slurm" / "train.sbatch", PROJECT / "slurm" / "evaluate.sbatch"
@@ -33,8 +33,8 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def hosts() -> Iterator[tuple[list[str], str]]:
-    """Two hosts: their names, and what to put before a command to run it on one.
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[str], str]]:
+    """Two hosts: their names, and a command that runs others on one (`COMMAND HOST OTHER...`).
 
     Each has a network, a name and a hosts file of its own where this machine allows (root, ip); elsewhere they are two
     addresses of the loopback.
@@ -43,6 +43,8 @@ def hosts() -> Iterator[tuple[list[str], str]]:
     addresses = ["10.231.7.1", "10.231.7.2"]
     files = [Path("/etc/netns") / name / "hosts" for name in names]
     made = []
+    command = tmp_path_factory.mktemp("hosts") / "on"
+    command.touch(0o755)
 
     def ip(*args: str) -> None:
         subprocess.run(["ip", *args], check=True, capture_output=True)
@@ -59,12 +61,16 @@ def hosts() -> Iterator[tuple[list[str], str]]:
             file.parent.mkdir(parents=True)
             lines = [f"{other} {host}" for host, other in zip(names, addresses, strict=True)]
             file.write_text("\n".join(["127.0.0.1 localhost", *lines, ""]))
-        enter = "ip netns exec {node} unshare --uts sh -c 'hostname {node}; exec \"$@\"' -"
         subprocess.run(["ip", "netns", "exec", names[0], "unshare", "--uts", "true"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
-        yield ["127.0.0.1", "127.0.0.2"], ""
+        command.write_text('#!/bin/sh\nshift\nexec "$@"\n')
+        yield ["127.0.0.1", "127.0.0.2"], str(command)
     else:
-        yield names, enter
+        inside = """'hostname "$0"; exec "$@"'"""
+        command.write_text(
+            f'#!/bin/sh\nhost=$1\nshift\nexec ip netns exec "$host" unshare --uts sh -c {inside} "$host" "$@"\n'
+        )
+        yield names, str(command)
     finally:
         for name in made:
             ip("netns", "del", name)
@@ -93,10 +99,10 @@ def kill_all(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
 
 
 def test_a_job_on_two_hosts_saves_at_the_warning_is_requeued_and_goes_on(world, hosts, tmp_path, monkeypatch):
-    nodes, enter = hosts
+    nodes, on = hosts
     monkeypatch.chdir(world)
     monkeypatch.setenv("PROJECT", str(PROJECT))
-    cluster = Slurm(tmp_path / "slurm", nodes, gpus=1, enter=enter)
+    cluster = Slurm(tmp_path / "slurm", nodes, gpus=1, enter=on)
     assert directives(TRAIN)["signal"] == "B:USR1@120" and "requeue" in directives(TRAIN)
     log = tmp_path / "train.log"
     options = ["--recipe", "recipe.yaml", "out=job", "steps=60", "save_every=1000", "log_every=1"]
@@ -110,7 +116,7 @@ def test_a_job_on_two_hosts_saves_at_the_warning_is_requeued_and_goes_on(world, 
         job = cluster.start(TRAIN, *options, job=4242, log=log)
         assert job.wait(120) == 0, log.read_text()
         assert "done: 60 steps" in log.read_text() and not cluster.requeued(4242)
-        one = Slurm(tmp_path / "one", nodes[:1], gpus=1, enter=enter)
+        one = Slurm(tmp_path / "one", nodes[:1], gpus=1, enter=on)
         job = one.start(EVALUATE, "--checkpoint", "job", job=4243, log=log)
         assert job.wait(120) == 0, log.read_text()
     finally:
@@ -120,13 +126,42 @@ def test_a_job_on_two_hosts_saves_at_the_warning_is_requeued_and_goes_on(world, 
     assert {"kinetics", "ava"} <= set(json.loads((world / "job" / "eval" / "metrics.json").read_text())["tasks"])
 
 
-def test_a_killed_rank_ends_the_job_and_the_log_begins_with_it(world):
-    """Under DeepSpeed's launcher, which gives every other rank half a minute, one after the other."""
-    process = start("deepspeed", "--ds", "ds_configs/zero2.json", "--recipe", "recipe.yaml", "out=killed",
-                    "steps=100000", "log_every=1", cwd=world)  # fmt: skip
+# What `deepspeed --hostfile` calls, but on this machine.
+SSH = """#!/bin/bash
+while [ "$1" = -o ]; do shift 2; done
+host=$1; shift
+exec {on} "$host" "$@"
+"""
+PDSH = """#!/bin/bash
+while [ "${{1#-}}" != "$1" ]; do
+    case $1 in -S) shift ;; -f) shift 2 ;; -w) IFS=, read -ra hosts <<< "$2"; shift 2 ;; esac
+done
+ranks=() code=0
+for n in "${{!hosts[@]}}"; do
+    host=${{hosts[n]}}
+    {on} "$host" sh -c "${{*//%n/$n}}" &
+    ranks+=($!)
+done
+for rank in "${{ranks[@]}}"; do wait "$rank" || code=$?; done
+exit $code
+"""
+
+
+def test_a_killed_rank_ends_a_job_of_a_hostfile_and_the_log_begins_with_it(world, hosts, tmp_path, monkeypatch):
+    """pdsh ends with its last host, DeepSpeed's launcher knows its own host alone: the ranks have to do it."""
+    nodes, on = hosts
+    for name, text in (("ssh", SSH), ("pdsh", PDSH)):
+        (tmp_path / name).write_text(text.format(on=on))
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "hostfile").write_text("".join(f"{node} slots=1\n" for node in nodes))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    launcher = [str(BIN / "deepspeed"), "--hostfile", str(tmp_path / "hostfile"), "--master_addr", nodes[0], MAIN]
+    options = ["--ds", "ds_configs/zero2.json", "--recipe", "recipe.yaml", "out=killed", "steps=100000", "log_every=1"]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([*launcher, *options], cwd=world, stdout=pipe, stderr=pipe, text=True)
     try:
         assert process.stdout is not None
-        assert any(line.startswith("step 2/") for line in process.stdout)
+        assert any(line.startswith("step 2/") for line in process.stdout), process.stderr.read()
         victim = ranks_below(process)[1]
         victim.kill()
         began = time.monotonic()
