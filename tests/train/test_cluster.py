@@ -14,6 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from data.shards import ShardSet
+from tests.shard_tools.raw import PICTURES, video
 from tests.slurm import Slurm, directives, wait_for
 from tests.tiny_shards import make_classification_set, make_localisation_set
 from tests.train.test_main import BIN, MAIN, RECIPE
@@ -172,3 +174,36 @@ def test_a_killed_rank_ends_a_job_of_a_hostfile_and_the_log_begins_with_it(world
     told = [line for line in err.splitlines() if "rank 1" in line or "Traceback" in line]
     assert told[0].startswith(f"error: rank 1 (process {victim.pid} on ") and "died without a word" in told[0]
     assert 'main.py", line' not in err, "a traceback"
+
+
+def test_a_job_array_packs_a_set(tmp_path, monkeypatch):
+    for n in range(4):
+        video(tmp_path / "videos" / f"id{n}.mp4", PICTURES, 1.0)
+    rows = [f"{'run' if n % 2 else 'jump'},id{n},0,1,train" for n in range(4)]
+    (tmp_path / "list.csv").write_text("\n".join(["label,youtube_id,time_start,time_end,split", *rows]) + "\n")
+    monkeypatch.chdir(PROJECT)
+    command = ["bash", "slurm/pack.sbatch", "shard_tools/pack_kinetics.py", "--annotations", tmp_path / "list.csv"]
+    command += [
+        "--videos",
+        tmp_path / "videos",
+        "--out",
+        tmp_path / "out",
+        "--split",
+        "train",
+        "--samples-per-shard",
+        "2",
+    ]
+    array = {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_CPUS_PER_TASK": "1"}
+    jobs = [
+        subprocess.Popen(
+            [str(word) for word in command],
+            env={**os.environ, **array, "SLURM_SUBMIT_DIR": str(PROJECT), "SLURM_ARRAY_TASK_ID": number},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in ("1", "2")
+    ]
+    told = [job.communicate(timeout=120)[0] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], told
+    assert ShardSet(tmp_path / "out" / "kinetics-train").manifest.samples == 4
