@@ -29,7 +29,7 @@ from data.storage import take_counts
 PREFETCH = 4
 """Batches that each worker keeps ready: tasks alternate, and a batch of one costs several times that of another."""
 
-SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
 """What launchers and schedulers send to every process of a job. The run decides when it ends, and it still needs its
 workers for the step that it is in."""
 

@@ -15,11 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data.errors import UserError
+from data.recipe_files import PROJECT, Layer, find_recipe, read_layers
 from data.schedule import SCHEDULES
 from data.view import ViewConfig
-
-PROJECT = Path(__file__).resolve().parent.parent
-RECIPES = PROJECT / "train" / "recipes"
 
 
 @dataclass(kw_only=True)
@@ -79,7 +77,7 @@ def load_data_recipe(path: str | Path, overrides: Sequence[str] = ()) -> DataRec
             a mistyped one; other unknown keys are taken for training's.
     """
     where = find_recipe(path)
-    recipe = parse(read_recipe(where), f"recipe {where}", overrides, DataRecipe, strict=False)
+    recipe = parse(read_layers(where), overrides, DataRecipe, strict=False)
     check_data(recipe, f"recipe {where}")
     return recipe
 
@@ -98,50 +96,24 @@ def view_config(view: Any, clip: ClipSize) -> ViewConfig:
     return ViewConfig(num_frames=clip.num_frames, image_size=clip.image_size, **settings)
 
 
-def project_path(path: str | Path) -> Path:
-    """`path` from the working directory, or else from the project's folder, so that commands work from any folder."""
-    here = Path(path)
-    return here if here.exists() or here.is_absolute() or not (PROJECT / here).exists() else PROJECT / here
-
-
-def find_recipe(path: str | Path) -> Path:
-    """Where a recipe lies. Raises UserError, with the names of the project's own, where there is none."""
-    found = project_path(path)
-    if not found.is_file():
-        known = ", ".join(sorted(f"train/recipes/{p.name}" for p in RECIPES.glob("*.yaml")))
-        raise UserError(f"no recipe at {path}; the project's own are {known}")
-    return found
-
-
-def read_recipe(path: Path) -> str:
-    """The text of a recipe file. Raises UserError where it cannot be read."""
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe {path}: {error}") from error
-
-
-def parse(text: str, where: str, overrides: Sequence[str], schema: type[R], strict: bool = True) -> R:
-    """The recipe in a YAML text, of the right keys and types; values are not checked.
+def parse(layers: Sequence[Layer], overrides: Sequence[str], schema: type[R], strict: bool = True) -> R:
+    """The recipe that layers of keys make together, of the right keys and types; values are not checked.
 
     `${project:}` in a recipe is the project's folder; other relative paths are relative to the working directory.
 
     Args:
-        where: names the text in errors.
+        layers: later ones override earlier ones; the last one names the recipe in errors.
         schema: the recipe's class; its `tasks` says the class of a task.
         strict: whether every key must be the schema's; otherwise those that look like none of its keys are left out.
 
     Raises:
-        UserError: not YAML, an unknown key (names the nearest right one) or a value of the wrong type.
+        UserError: an unknown key (names the nearest right one) or a value of the wrong type.
     """
+    where = layers[-1].where
     OmegaConf.register_resolver("project", lambda: str(PROJECT), replace=True)
-    try:
-        loaded = OmegaConf.create(text)
-    except Exception as error:  # the YAML reader's errors share no narrower base class
-        raise UserError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(loaded, DictConfig):
-        raise UserError(f"{where}: must be a mapping of keys to values")
-    _check_keys(OmegaConf.to_container(loaded), schema, where, "", strict)
+    for layer in layers:
+        _check_keys(OmegaConf.to_container(layer.keys), schema, layer.where, "", strict)
+    loaded = _merged(layers)
     for override in overrides:
         _apply(loaded, override, schema, strict)
     task_schema = get_args(get_type_hints(schema)["tasks"])[1]
@@ -153,7 +125,7 @@ def parse(text: str, where: str, overrides: Sequence[str], schema: type[R], stri
         for name in merged.tasks:
             merged.tasks[name] = OmegaConf.merge(OmegaConf.structured(task_schema), merged.tasks[name])
         recipe = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TypeError) as error:  # the latter for keys where a list belongs
         key = getattr(error, "full_key", None)
         reason = (getattr(error, "msg", None) or str(error)).splitlines()[0]
         if "is not Optional" in reason or "Incompatible value 'None'" in reason:
@@ -161,6 +133,16 @@ def parse(text: str, where: str, overrides: Sequence[str], schema: type[R], stri
         raise UserError(f"{where}: {key or 'value'}: {reason}") from error
     assert isinstance(recipe, schema)
     return recipe
+
+
+def _merged(layers: Sequence[Layer]) -> DictConfig:
+    merged = OmegaConf.create({})
+    for layer in layers:
+        try:
+            merged = OmegaConf.merge(merged, layer.keys)  # type: ignore[assignment]
+        except (OmegaConfBaseException, TypeError) as error:  # a list where a base has keys, or the other way round
+            raise UserError(f"{layer.where} does not fit its base: {str(error).splitlines()[0]}") from error
+    return merged
 
 
 def demand(good: bool, where: str, key: str, value: Any, expected: str) -> None:
@@ -229,7 +211,9 @@ def _check_keys(raw: Any, schema: Any, where: str, prefix: str, strict: bool, ta
         kind = types[key]
         if dataclasses.is_dataclass(kind):
             _check_keys(value, kind, where, f"{prefix}{key}.", strict)
-        elif get_origin(kind) is dict and isinstance(value, dict):
+        elif get_origin(kind) is dict:
+            if not isinstance(value, dict):
+                raise UserError(f"{where}: {prefix}{key} must hold names, each with its keys")
             for name, entry in value.items():
                 if tasks is not None and name not in tasks:
                     raise _unknown(f"{prefix}{key}.{name}", str(name), tasks, where)

@@ -17,7 +17,6 @@ from shard_tools.video_files import VideoFiles
 
 
 def classification_plan(
-    dataset: str,
     arguments: argparse.Namespace,
     annotated: tuple[list[LabelledClip], list[ClassInfo], dict[str, int]],
     whole_videos: bool | None = False,
@@ -46,7 +45,7 @@ def classification_plan(
             asked.update(_ids(clip))
             continue
         name = None if clip.label is None else classes[clip.label].name
-        fields = {"dataset": dataset, "label": clip.label, "class_name": name}
+        fields = {"dataset": arguments.dataset, "label": clip.label, "class_name": name}
         bare = clip.uncut if clip.uncut and clip.uncut[0] == Path(found).stem else None
         this = (found, clip.label, bare[1] if bare and whole_videos else 0.0)
         if this in seen:
@@ -66,7 +65,7 @@ def classification_plan(
         _check_no_whole_videos(uncut, arguments.max_pixels)
     if repeated:
         dropped = {**dropped, "rows that repeat a clip and its label": repeated}
-    return Plan(dataset, arguments.split, "classification", classes, items, lost, dropped, asked=asked)
+    return Plan(arguments.dataset, arguments.split, "classification", classes, items, lost, dropped, asked=asked)
 
 
 def _ids(clip: LabelledClip) -> list[int]:

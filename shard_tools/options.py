@@ -24,7 +24,7 @@ exit: 0 packed, losses within --max-failures; 1 more lost than that; 2 bad argum
 
 
 def make_parser(
-    description: str, short_side: int, samples_per_shard: int, can_copy: bool = True
+    description: str, dataset: str, short_side: int, samples_per_shard: int, can_copy: bool = True
 ) -> argparse.ArgumentParser:
     """A parser with the common options; the arguments are the defaults that differ between datasets. `can_copy`: whole
     videos are packed, so that their streams may be kept."""
@@ -35,6 +35,8 @@ def make_parser(
     add("--videos", required=True, metavar="DIR", help="folder of the videos; its sub-folders are searched too")
     add("--out", required=True, metavar="SHARDS", type=Path, help="folder to write the shards to")
     add("--split", required=True, type=_name, help="name of the split, such as train; part of the shards' names")
+    shown = "name of the dataset, for another one in these formats; part of the shards' names (default: %(default)s)"
+    add("--dataset", type=_name, default=dataset, metavar="NAME", help=shown)
     add("--dry-run", action="store_true", help="print what would be packed and what is missing; write nothing")
     add = parser.add_argument_group("clips").add_argument
     shown = "pixels of the short side; 0 keeps the source's, and nothing is enlarged (default: %(default)s)"

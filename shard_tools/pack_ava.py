@@ -20,6 +20,7 @@ def options() -> argparse.ArgumentParser:
     parser = make_parser(
         "Packs AVA into shards. A sample is a segment of a movie with up to eight consecutive keyframes, at a whole\n"
         "number of frames per second (that of the movie, rounded), so that each second begins with a frame.",
+        dataset="ava",
         short_side=0,
         samples_per_shard=100,
         can_copy=False,
@@ -41,7 +42,9 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
         _check_no_whole_film(segments, arguments.max_pixels)
     cut = {"movie_start": start, "margin": arguments.margin, "window": arguments.window}
     runs = segment_runs(segments)
-    return Plan("ava", arguments.split, "localisation", classes, list(segments), lost, dropped, cut, asked, runs)
+    return Plan(
+        arguments.dataset, arguments.split, "localisation", classes, list(segments), lost, dropped, cut, asked, runs
+    )
 
 
 def _check_no_whole_film(segments: list[Segment], max_pixels: int) -> None:

@@ -18,6 +18,7 @@ def options() -> argparse.ArgumentParser:
     parser = make_parser(
         "Packs the Kinetics part of AVA-Kinetics into shards. Its annotations give seconds of the original video; the\n"
         "file name of a clip, {id}_{start:06d}_{end:06d}, says where it was cut out; {id} alone is the whole video.",
+        dataset="ava_kinetics",
         short_side=0,
         samples_per_shard=500,
         can_copy=False,
@@ -27,7 +28,7 @@ def options() -> argparse.ArgumentParser:
         "--kinetics-train",
         metavar="CSV",
         help="for a validation or test split: the Kinetics training CSV, to list its clips of videos that are evaluated"
-        " here; they go to OUT/ava_kinetics-{split}.leaks.txt, for pack_kinetics.py --exclude-ids",
+        " here; they go to OUT/{dataset}-{split}.leaks.txt, for pack_kinetics.py --exclude-ids",
     )
     return parser
 
@@ -41,7 +42,7 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
     if arguments.kinetics_train:
         _report_leaks(arguments, videos)
     cut = {"margin": arguments.margin, "window": arguments.window}
-    return Plan("ava_kinetics", arguments.split, "localisation", classes, list(segments), lost, dropped, cut, asked)
+    return Plan(arguments.dataset, arguments.split, "localisation", classes, list(segments), lost, dropped, cut, asked)
 
 
 def _report_leaks(arguments: argparse.Namespace, videos: Collection[str]) -> None:
@@ -52,7 +53,7 @@ def _report_leaks(arguments: argparse.Namespace, videos: Collection[str]) -> Non
         print()
         return
     # Also where there is none, so that the command that follows is the same, and no older list stays.
-    listed = arguments.out / f"ava_kinetics-{arguments.split}.leaks.txt"
+    listed = arguments.out / f"{arguments.dataset}-{arguments.split}.leaks.txt"
     print(f"; pack_kinetics.py --exclude-ids {listed} leaves them out")
     arguments.out.mkdir(parents=True, exist_ok=True)
     with atomic_file(listed) as file:

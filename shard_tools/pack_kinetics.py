@@ -15,6 +15,7 @@ def options() -> argparse.ArgumentParser:
     parser = make_parser(
         "Packs Kinetics (any edition) into shards. Videos may lie in folders of classes or not, their names with or"
         "\nwithout the time of the clip ({id}_{start:06d}_{end:06d}.mp4 or {id}.mp4), with any extension.",
+        dataset="kinetics",
         short_side=256,
         samples_per_shard=500,
     )
@@ -50,7 +51,7 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
     if arguments.exclude_ids:
         clips, excluded = without_ids(clips, read_ids(arguments.exclude_ids))
         dropped = {**dropped, **excluded}
-    return classification_plan("kinetics", arguments, (clips, classes, dropped), arguments.whole_videos)
+    return classification_plan(arguments, (clips, classes, dropped), arguments.whole_videos)
 
 
 if __name__ == "__main__":

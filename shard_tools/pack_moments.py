@@ -10,7 +10,9 @@ from shard_tools.options import make_parser
 
 
 def options() -> argparse.ArgumentParser:
-    parser = make_parser("Packs Moments in Time (v1 or v2) into shards.", short_side=256, samples_per_shard=1000)
+    parser = make_parser(
+        "Packs Moments in Time (v1 or v2) into shards.", dataset="moments", short_side=256, samples_per_shard=1000
+    )
     parser.add_argument(
         "--annotations", required=True, metavar="CSV", help="trainingSet.csv or validationSet.csv: label/file.mp4 first"
     )
@@ -21,7 +23,7 @@ def options() -> argparse.ArgumentParser:
 
 
 def make_plan(arguments: argparse.Namespace) -> Plan:
-    return classification_plan("moments", arguments, read_moments(arguments.annotations, arguments.categories))
+    return classification_plan(arguments, read_moments(arguments.annotations, arguments.categories))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ from shard_tools.options import make_parser
 
 
 def options() -> argparse.ArgumentParser:
-    parser = make_parser("Packs Something-Something v2 into shards.", short_side=256, samples_per_shard=1000)
+    parser = make_parser(
+        "Packs Something-Something v2 into shards.", dataset="ssv2", short_side=256, samples_per_shard=1000
+    )
     parser.add_argument(
         "--annotations", required=True, metavar="JSON", help="train, validation or test JSON: a list of id and template"
     )
@@ -19,7 +21,7 @@ def options() -> argparse.ArgumentParser:
 
 
 def make_plan(arguments: argparse.Namespace) -> Plan:
-    return classification_plan("ssv2", arguments, read_ssv2(arguments.annotations, arguments.labels))
+    return classification_plan(arguments, read_ssv2(arguments.annotations, arguments.labels))
 
 
 if __name__ == "__main__":

@@ -21,11 +21,15 @@ import torch.distributed as dist
 from data.errors import UserError
 from data.loader import worker_death
 from data.schedule import NodeShare
+from train import lifeline
+from train.launcher_watch import watch_launcher
 
 T = TypeVar("T")
 
 PROCESS_GROUP_TIMEOUT = datetime.timedelta(minutes=30)
 """Longer than torch's 10 minutes: a cold file system can take that long to deliver the first batch to one rank."""
+VERDICT_WAIT = 10.0
+"""Seconds in which a rank that lost its connections hears which other one has died."""
 
 
 class ToldError(UserError):
@@ -112,7 +116,10 @@ def init_distributed() -> Rank:
         control = (
             dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=PROCESS_GROUP_TIMEOUT)
         )
-    return Rank(index, world, device, control)
+    rank = Rank(index, world, device, control)
+    watch_launcher()
+    lifeline.tie(index, world, rank.gather)
+    return rank
 
 
 def _local_world(world: int) -> int:
@@ -121,12 +128,22 @@ def _local_world(world: int) -> int:
 
 
 class StopSignal:
-    """Turns SIGTERM, SIGINT and SIGUSR1 (SLURM's warning) into a flag; a second SIGINT interrupts at once."""
+    """Turns signals into a flag, so that a run ends after its step, with a checkpoint; a second SIGINT interrupts at
+    once.
+
+    SIGUSR1, SLURM's warning, counts from the first moment on; `take_all` adds SIGTERM, SIGINT and SIGHUP, which end a
+    process that has not begun to train, and has nothing to save.
+    """
 
     def __init__(self) -> None:
         self.name: str | None = None
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(signal.SIGUSR1, self._receive)
+
+    def take_all(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._receive)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+            signal.signal(signal.SIGHUP, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.name is not None:
@@ -162,32 +179,44 @@ def command(main: Callable[[], None]) -> NoReturn:
     threading.excepthook = _thread_failed
     index = int(os.environ.get("RANK", "0"))
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    code = 1
+    code, reason = 1, None  # the reason for the other ranks, where they do not know it
     try:
         main()
         code = 0
+    except ToldError as error:
+        if index == 0:
+            _print_error(str(error))
     except UserError as error:
-        if index == 0 or not isinstance(error, ToldError):
-            prefix = f"rank {index}: " if several and not isinstance(error, ToldError) else ""
-            print(f"error: {prefix}{error}", file=sys.stderr, flush=True)
+        reason = str(error)
+        _print_error(f"rank {index}: {reason}" if several else reason)
     except KeyboardInterrupt:
         code = 130
     except OSError as error:
         if error.filename is None and error.errno != errno.ENOSPC:
             traceback.print_exc()
+            reason = repr(error)
         else:
-            print(f"error: rank {index}: {file_problem(error)}", file=sys.stderr, flush=True)
+            reason = file_problem(error)
+            _print_error(f"rank {index}: {reason}")
     except RuntimeError as error:
-        reason = worker_death(error)
-        if reason is not None:
-            print(f"error: rank {index}: {reason}", file=sys.stderr, flush=True)
-        elif several and any(sign in str(error) for sign in ("Connection closed by peer", "Connection reset by peer")):
-            told = "ends because another rank has ended; if that one gives no reason, it was killed (out of memory?)"
-            print(f"rank {index}: {told}", file=sys.stderr, flush=True)
+        died = worker_death(error)
+        if died is not None:
+            reason = str(died)
+            _print_error(f"rank {index}: {reason}")
+        elif several and _lost_others(error):
+            if lifeline.verdict(VERDICT_WAIT) is None:
+                reason = "another rank has ended; if that one gives no reason, it was killed (out of memory?)"
+                print(f"rank {index}: ends because {reason}", file=sys.stderr, flush=True)
         else:
             traceback.print_exc()
-    except Exception:  # noqa: BLE001 - the last resort: a defect of the program, shown in full
+            reason = repr(error)
+    except Exception as error:  # noqa: BLE001 - the last resort: a defect of the program, shown in full
         traceback.print_exc()
+        reason = repr(error)
+    if reason is None:
+        lifeline.let_go()
+    else:
+        lifeline.fail(reason)
     sys.stdout.flush()
     sys.stderr.flush()
     if dist.is_initialized() and code == 0:
@@ -196,3 +225,13 @@ def command(main: Callable[[], None]) -> NoReturn:
     if code:
         os._exit(code)
     sys.exit(code)
+
+
+def _print_error(text: str) -> None:
+    print(f"error: {text}", file=sys.stderr, flush=True)
+
+
+def _lost_others(error: RuntimeError) -> bool:
+    """Whether an error is what a collective raises when another rank is gone."""
+    signs = ("Connection closed by peer", "Connection reset by peer")
+    return isinstance(error, dist.DistError) or any(sign in str(error) for sign in signs)

@@ -35,12 +35,14 @@ def train(
     log: RunLog,
     start: int,
     after_step: Callable[[int, bool], None],
+    stop: StopSignal | None = None,
 ) -> int:
     """Trains from step `start` to the recipe's last, or until a signal asks to stop.
 
     Args:
         loader: this rank's micro-batches, as `plan.batches(start, rank.index)` orders them.
         after_step: called on every rank with the number of steps done, and whether it was the last.
+        stop: what asks to stop; made here where it is not given.
 
     Returns:
         The number of steps done.
@@ -50,7 +52,8 @@ def train(
         KeyboardInterrupt: stopped by Ctrl-C, so that what a script does next is not done with half a run.
     """
     by_name = {task.name: task for task in tasks}
-    stop, ledger = StopSignal(), Ledger(recipe, rank, log, start)
+    stop, ledger = stop or StopSignal(), Ledger(recipe, rank, log, start)
+    stop.take_all()
     done = start
     for step in range(start, recipe.steps):
         engine.module.train()

@@ -4,6 +4,7 @@ import argparse
 import logging
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from data.decode import require_ffmpeg
 from data.errors import UserError
@@ -11,8 +12,9 @@ from data.loader import train_loader
 from train.checkpoint import Checkpoints
 from train.checkpoint_files import read_state
 from train.engine import build_engine, deepspeed_config
+from train.environment import describe_environment, environment, write_environment
 from train.evaluators import check_metrics, evaluate_all
-from train.launch import Rank, command, init_distributed, parse_args
+from train.launch import Rank, StopSignal, command, init_distributed, parse_args
 from train.loop import StepPlan, train
 from train.model import build_model, describe_init, model_config
 from train.optim import build_optimizer
@@ -23,11 +25,12 @@ from train.run_log import RunLog, describe
 from train.tasks import mixture, open_tasks
 
 
-def open_log(recipe: Recipe, rank: Rank, start: int) -> RunLog:
-    """Begins the log in the run's folder, and leaves the recipe there."""
+def open_log(recipe: Recipe, rank: Rank, start: int, found: dict[str, Any]) -> RunLog:
+    """Begins the log in the run's folder, and leaves recipe and environment there."""
     log = RunLog(recipe.out, rank, recipe.steps, recipe.log_every, start)
     if rank.first:
         (Path(recipe.out) / "recipe.yaml").write_text(dump_recipe(recipe))
+        write_environment(recipe.out, found)
     return log
 
 
@@ -88,7 +91,7 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
         if rank.first:
             print(plan_of)
         return
-    checkpoints = Checkpoints(recipe.out, recipe.keep, recipe.keep_best)
+    checkpoints, stop = Checkpoints(recipe.out, recipe.keep, recipe.keep_best), StopSignal()
 
     def check() -> StepPlan:
         require_ffmpeg()
@@ -109,8 +112,10 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
     engine = rank.together(lambda: build_engine(model, optimizer, recipe, rank, args.ds))
     start = rank.together(lambda: resume(resumed, engine, recipe, config))
 
-    log = rank.together(lambda: open_log(recipe, rank, start))
+    found = environment(rank, start)
+    log = rank.together(lambda: open_log(recipe, rank, start, found))
     log.say(describe(recipe, tasks, rank, args.ds, start))
+    log.say(describe_environment(found))
     if changes:
         log.say(f"the recipe has changed since {resumed}:\n  " + "\n  ".join(changes))
     if told := describe_init(recipe, model):
@@ -149,7 +154,7 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
         # Closed however the run ends: its workers are gone before the reason is told.
         dataset, batches = mixture(tasks, recipe, rank.node), plan.batches(start, rank.index)
         with closing(train_loader(dataset, batches, recipe.workers)) as loader:
-            done = train(recipe, tasks, engine, plan, iter(loader), rank, log, start, after_step)
+            done = train(recipe, tasks, engine, plan, iter(loader), rank, log, start, after_step, stop)
         if done == recipe.steps:
             log.say(f"done: {done} steps; weights, log and TensorBoard in {recipe.out}")
     except KeyboardInterrupt:

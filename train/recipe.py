@@ -8,21 +8,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from data.recipe import (
-    PROJECT,
-    RECIPES,
-    ClipSize,
-    DataRecipe,
-    TaskSource,
-    check_data,
-    demand,
-    find_recipe,
-    one_of,
-    parse,
-    project_path,
-    read_recipe,
-    view_config,
-)
+from data.recipe import ClipSize, DataRecipe, TaskSource, check_data, demand, one_of, parse, view_config
+from data.recipe_files import PROJECT, RECIPES, Layer, find_recipe, parse_layer, project_path, read_layers
 
 TOY_RECIPE = RECIPES / "toy.yaml"
 
@@ -240,19 +227,24 @@ class Recipe(DataRecipe):
 def load_recipe(path: str | Path | None = None, overrides: list[str] | None = None) -> Recipe:
     """Reads a recipe file (None: the toy recipe) and lays `key=value` overrides over it.
 
-    `${project:}` in a recipe is the project's folder; other relative paths are relative to the working directory.
+    `base` in a file names others that it builds on (`data.recipe_files`). `${project:}` is the project's folder; other
+    relative paths are relative to the working directory.
 
     Raises:
         UserError: no such file, not YAML, an unknown key (names the nearest right one), a value of the wrong type or
             out of range.
     """
     where = TOY_RECIPE if path is None else find_recipe(path)
-    return parse_recipe(read_recipe(where), f"recipe {where}", overrides)
+    return _checked(read_layers(where), overrides)
 
 
 def parse_recipe(text: str, where: str, overrides: list[str] | None = None) -> Recipe:
     """The recipe in a YAML text; `where` names it in errors. Raises UserError as `load_recipe` does."""
-    recipe = parse(text, where, overrides or [], Recipe)
+    return _checked([parse_layer(text, where)], overrides)
+
+
+def _checked(layers: list[Layer], overrides: list[str] | None) -> Recipe:
+    recipe, where = parse(layers, overrides or [], Recipe), layers[-1].where
     check_data(recipe, where)
     _check_training(recipe, where)
     return recipe

@@ -106,7 +106,8 @@ class RunLog:
     def say(self, line: str) -> None:
         """Prints a line and keeps it in log.txt."""
         if self.file is not None:
-            print(line, flush=True)
+            with contextlib.suppress(BrokenPipeError):  # whoever read it has ended; the file goes on
+                print(line, flush=True)
             with self._writing():
                 self.file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
                 self.file.flush()

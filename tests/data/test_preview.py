@@ -10,7 +10,8 @@ from data import preview
 from data.contact_sheet import drawn_frames
 from data.errors import UserError
 from data.mixture import build_mixture
-from data.recipe import RECIPES, DataRecipe, load_data_recipe
+from data.recipe import DataRecipe, load_data_recipe
+from data.recipe_files import RECIPES
 from tests.tiny_shards import make_classification_set, make_localisation_set
 from train.recipe import Recipe, dump_recipe, load_recipe, view_config
 from train.tasks import mixture, open_tasks

@@ -1,23 +1,60 @@
 """--plan: what a run takes, from its recipe alone."""
 
+import re
+
 import pytest
+import torch
 
 from data.errors import UserError
+from data.mixture import StepPlan
 from tests.train.tiny_runs import tiny_recipe
+from train import main
+from train.launch import Rank
 from train.plan import describe_plan, make_plan, memory_by_stage
-from train.recipe import PROJECT, load_recipe
+from train.recipe import PROJECT, Recipe, load_recipe
 
 RECIPES = sorted((PROJECT / "train" / "recipes").glob("*.yaml"))
+METHODS = ("cofinetune", "transfer", "ava", "ava_kinetics")
+ALONE = Rank(0, 1, torch.device("cpu"))
 
 
-@pytest.mark.parametrize("ranks", [8, 64])
 @pytest.mark.parametrize("path", [p for p in RECIPES if p.stem != "toy"], ids=lambda p: p.stem)
-def test_every_full_recipe_makes_a_model_and_a_plan(path, ranks):
-    plan = make_plan(load_recipe(path), ranks)
-    assert all(task.steps and ranks * task.micro_steps * task.micro_batch == task.clips for task in plan.tasks)
+def test_every_full_recipe_has_a_plan_without_shards_and_weights(path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main.run(main.parser().parse_intermixed_args(["--plan", "--plan-ranks", "64", "--recipe", str(path)]), ALONE)
+    told = capsys.readouterr().out
+    recipe = load_recipe(path)
+    assert told.startswith(f"{path.stem}: {recipe.steps:,} steps, schedule {recipe.schedule}, 64 ranks\n")
+    assert all(f"  {name} " in told for name in recipe.tasks) and "device hours" in told
+    assert not list(tmp_path.iterdir()), "a plan writes nothing"
+    plan = make_plan(recipe, 8)
+    assert all(task.steps and 8 * task.micro_steps * task.micro_batch == task.clips for task in plan.tasks)
     assert 80e6 < plan.parameters < 330e6
-    assert 0 < plan.hours(989, 0.4) < 24 * 365
-    assert str(plan.ranks) in describe_plan(plan)
+    assert plan.memory[2].total < 70 * 2**30, "fits a card of 80 GB"
+    assert 1 < plan.hours(989, 0.4) * 8 < 500
+
+
+def test_the_recipes_are_those_that_the_docs_list():
+    table = (PROJECT / "docs" / "recipes.md").read_text()
+    assert {path.stem for path in RECIPES} == set(re.findall(r"^\| `(\w+)` \| [\d,]+ \|", table, re.MULTILINE))
+
+
+def clips_per_task(recipe: Recipe) -> dict[str, int]:
+    schedule = StepPlan(recipe, 8).schedule
+    return {name: schedule.steps_of(i) * task.batch for i, (name, task) in enumerate(recipe.tasks.items())}
+
+
+@pytest.mark.parametrize("start", ["vit_base", "vit_large", "vit_base_videomae", "vit_large_videomae"])
+def test_baselines_see_the_same_clips(start):
+    """What is compared differs in the method and not in the data: clips of each task, views, weights to start from."""
+    recipes = {kind: load_recipe(f"train/recipes/{kind}_{start}.yaml") for kind in METHODS}
+    clips = {kind: clips_per_task(recipe) for kind, recipe in recipes.items()}
+    assert clips["cofinetune"] == clips["transfer"]
+    assert clips["cofinetune"].items() >= clips["ava"].items() and set(clips["ava"]) == {"ava"}
+    assert clips["ava_kinetics"].items() > clips["cofinetune"].items()
+    assert len({repr(recipe.tasks["ava"].view) for recipe in recipes.values()}) == 1
+    assert len({repr(recipe.model) for recipe in recipes.values()}) == 1
+    assert list(clips["transfer"])[-1] == "ava", "downstream comes last"
 
 
 def test_the_toy_recipe_has_a_plan_for_one_rank_and_two():

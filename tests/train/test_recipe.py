@@ -1,8 +1,11 @@
 """Recipes: defaults, overrides, and errors that name the nearest right key."""
 
+from pathlib import Path
+
 import pytest
 
 from data.errors import UserError
+from data.recipe import load_data_recipe
 from data.view import ViewConfig
 from train.recipe import (
     PROJECT,
@@ -137,3 +140,70 @@ def test_a_wrong_file_says_where(text, message):
 def test_a_missing_file_names_those_there_are():
     with pytest.raises(UserError, match=r"no recipe at nowhere.yaml.*train/recipes/toy.yaml"):
         load_recipe("nowhere.yaml")
+
+
+def write(folder: Path, **files: str) -> Path:
+    """Recipe files, the last of which is returned."""
+    for name, text in files.items():
+        path = folder / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return path
+
+
+def test_a_recipe_overrides_what_it_builds_on(tmp_path, monkeypatch):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "first.yaml").write_text(SMALL + "optim: {lr: 1, weight_decay: 2, min_lr: 0.5}\n")
+    (tmp_path / "parts" / "second.yaml").write_text("optim: {lr: 3}\nseed: 4\ndata_root: /here\n")
+    recipe = write(
+        tmp_path,
+        child="base: [parts/first.yaml, parts/second.yaml]\nname: child\noptim: {weight_decay: 6}\n"
+        "tasks: {kinetics: {batch: 2}, ava: {kind: localisation, shards: '${data_root}/ava-train'}}\n",
+    )
+    monkeypatch.chdir("/")  # bases are relative to the file that names them
+    loaded = load_recipe(recipe, ["optim.min_lr=0.25"])
+    assert (loaded.name, loaded.steps, loaded.seed) == ("child", 10, 4)
+    assert (loaded.optim.lr, loaded.optim.weight_decay, loaded.optim.min_lr) == (3, 6, 0.25)
+    assert list(loaded.tasks) == ["kinetics", "ava"] and loaded.tasks["kinetics"].batch == 2
+    assert loaded.tasks["kinetics"].shards == "/shards/kinetics-train"
+    assert loaded.tasks["ava"].shards == "/here/ava-train"
+    assert "base" not in dump_recipe(loaded), "a run keeps its recipe whole"
+    assert load_data_recipe(recipe).tasks["kinetics"].batch == 2
+
+
+def test_a_file_that_is_built_on_twice_counts_once(tmp_path):
+    """Otherwise its values would come back over those of the file that overrode them."""
+    recipe = write(
+        tmp_path,
+        root=SMALL + "seed: 1\n",
+        left="base: root.yaml\nseed: 2\n",
+        right="base: root.yaml\nwindow: 3\n",
+        child="base: [left.yaml, right.yaml]\n",
+    )
+    assert (load_recipe(recipe).seed, load_recipe(recipe).window) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            {"child": "base: gone.yaml\n"},
+            r"child.yaml: base: no file at .*gone.yaml; .*relative to the recipe",
+        ),
+        ({"one": "base: child.yaml\n", "child": "base: one.yaml\n"}, r"circle: child.yaml -> one.yaml -> child.yaml"),
+        ({"child": "base: child.yaml\n"}, r"circle: child.yaml -> child.yaml"),
+        ({"child": "base: {a: b}\n"}, r"child.yaml: base: must be a file or a list of files"),
+        ({"child": "base: [1]\n"}, r"child.yaml: base: must be a file or a list of files"),
+        ({"one": "stepss: 3\n", "child": "base: one.yaml\n"}, r"one.yaml: unknown key stepss; did you mean steps"),
+        ({"one": "- a\n", "child": "base: one.yaml\n"}, r"one.yaml: must be a mapping"),
+        ({"one": SMALL, "child": "base: one.yaml\ntasks: [1]\n"}, r"child.yaml: tasks must hold names"),
+        (
+            {"one": SMALL, "child": "base: one.yaml\ntasks: {kinetics: {view: {scale: {a: 1}}}}\n"},
+            r"child.yaml: .*incompatible container types",
+        ),
+        ({"child": "base: .\n"}, r"base: no file at"),
+    ],
+)
+def test_a_base_that_cannot_be_says_which_file(tmp_path, files, message):
+    with pytest.raises(UserError, match=message):
+        load_recipe(write(tmp_path, **files))
