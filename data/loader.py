@@ -6,12 +6,15 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -249,7 +252,19 @@ def _start_worker(parent: int, sockets: str, _: int) -> None:
     _keep_freed_memory()
     take()  # what the process that it was forked from had counted; storage forgets its own
     multiprocessing.current_process()._config["tempdir"] = sockets  # type: ignore[attr-defined]
+    sys.excepthook = partial(_tell_unless_orphaned, parent)
     threading.Thread(target=_end_when_told, args=(parent, sockets), daemon=True).start()
+
+
+def _tell_unless_orphaned(
+    parent: int, kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """A process that is killed breaks off what its workers send it; that it died is for others to tell."""
+    if isinstance(error, ConnectionError | EOFError):
+        time.sleep(2 * ORPHAN_S)  # its connections are closed before it is gone; this worker may end meanwhile
+        if os.getppid() != parent:
+            return
+    sys.__excepthook__(kind, error, trace)
 
 
 def _end_when_told(parent: int, sockets: str) -> None:
