@@ -52,8 +52,11 @@ def read_files(groundtruth: str, detections: str, labelmap: str, excluded: str |
 def _boxes(rows: BoxRows, classes: Sequence[ClassInfo], numbers: dict[Keyframe, int]) -> FrameBoxes:
     ids = np.array([c.id for c in classes])  # in ascending order
     index = np.minimum(np.searchsorted(ids, rows.action_ids), len(ids) - 1)
-    frames = _numbers(zip(rows.video_ids, rows.timestamps.tolist(), strict=True), numbers)
-    return FrameBoxes(frames, rows.boxes, index, rows.scores).take(ids[index] == rows.action_ids)
+    keyframes, which = rows.keyframe_rows()
+    frames = _numbers(keyframes, numbers)[which]
+    boxes = FrameBoxes(frames, rows.boxes, index, rows.scores)
+    known = ids[index] == rows.action_ids
+    return boxes if known.all() else boxes.take(known)
 
 
 def _remarks(rows: BoxRows, classes: Sequence[ClassInfo]) -> list[str]:
