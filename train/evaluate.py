@@ -10,7 +10,7 @@ from typing import Any
 from data.decode import require_ffmpeg
 from data.errors import UserError
 from models import CofinetuneModel, load_model
-from train.ava_map import number_or_null
+from train.breakdown import number_or_null
 from train.checkpoint import find_weights, read_state, write_atomically
 from train.engine import deepspeed_config
 from train.evaluators import Result, evaluate_tasks

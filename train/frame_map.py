@@ -84,6 +84,17 @@ class FrameBoxes:
         scores = None if self.scores is None else self.scores[rows]
         return FrameBoxes(self.frames[rows], self.boxes[rows], self.classes[rows], scores)
 
+    def distinct(self) -> "FrameBoxes":
+        """The boxes that differ by keyframe or corners, as boxes of class 0; a few may still be there twice."""
+        rows = np.argsort(self.boxes[:, 0], kind="stable")
+        rows = rows[_stable_order(self.frames[rows])]
+        # Equal boxes are neighbours now, unless another box of the keyframe that begins at the same x1 is between them.
+        differs = np.ones(len(rows), dtype=bool)
+        boxes, frames = self.boxes[rows], self.frames[rows]
+        differs[1:] = (boxes[1:] != boxes[:-1]).any(axis=1) | (frames[1:] != frames[:-1])
+        rows = np.sort(rows[differs])
+        return FrameBoxes(self.frames[rows], self.boxes[rows], np.zeros(len(rows), dtype=np.int64))
+
 
 @dataclass(frozen=True)
 class FrameMap:

@@ -45,10 +45,13 @@ def test_the_last_line_is_the_result_as_json(files, capsys):
     assert result["per_class"] == {"stand": 0.5, "talk to": None}
     assert (result["protocol"], result["max_per_image"]) == ("activitynet-2020", 50)
     assert [line.split() for line in lines] == [
-        ["id", "class", "AP,", "%", "boxes", "detections"],
-        ["12", "stand", "50.00", "2", "2"],
-        ["79", "talk", "to", "-", "0", "0"],
-        ["mAP", "50.00", "2", "2"],
+        ["id", "class", "AP,", "%", "boxes", "detections", "box", "recall,", "%"],
+        ["12", "stand", "50.00", "2", "2", "50.00"],
+        ["79", "talk", "to", "-", "0", "0", "-"],
+        ["mAP", "50.00", "2", "2", "50.00"],
+        [],
+        [*"boxes: 50.00 % of the persons have a detection with IoU >= 0.5; no scores on these boxes".split()]
+        + "can give more than 50.00 mAP".split(),
     ]
 
 

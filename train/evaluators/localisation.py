@@ -10,7 +10,7 @@ from data.ava_files import Keyframe
 from data.batch import PADDING, Batch, ExampleInfo, Substitute
 from data.dataset import TaskData
 from train.ava_classes import group_masks, is_evaluated
-from train.ava_map import number_or_null, unique_names
+from train.breakdown import number_or_null, unique_names
 from train.evaluators.common import Result, evaluation_mode, forward, progress
 from train.evaluators.keyframe_boxes import DECIMALS, KeyframeBoxes
 from train.frame_map import DEFAULT_PROTOCOL, PROTOCOLS, FrameBoxes, FrameMap, frame_map
