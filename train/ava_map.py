@@ -234,6 +234,8 @@ def write_report(folder: Path, b: Breakdown, result: dict, options: argparse.Nam
 def run_names(this: str, other: str) -> tuple[str, str]:
     """What tells two paths apart: their parts without those at the beginning and the end that they share."""
     a, b = Path(this).absolute().parts, Path(other).absolute().parts
+    if a == b:
+        return this, other
     start = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), 0)
     end = next((i for i, (x, y) in enumerate(zip(a[::-1], b[::-1], strict=False)) if x != y), 0)
     return "/".join(a[start : len(a) - end]) or this, "/".join(b[start : len(b) - end]) or other
