@@ -118,7 +118,7 @@ def test_an_interrupted_evaluation_goes_on_and_gives_the_same(world, tmp_path, v
     tasks = tasks_of(recipe)
     folders = {task.name: tmp_path / task.name for task in tasks}
     whole = evaluate_tasks(ByPlace(), tasks, ALONE, recipe)
-    clips = sum(len(task.val.shards) * task.val.view.views for task in tasks)
+    clips = sum([len(task.val.shards) * task.val.view.views for task in tasks])
     first = BreaksOff(2 if views == "[1,1]" else 9)
     with pytest.raises(KeyboardInterrupt):
         evaluate_tasks(first, tasks, ALONE, recipe, folders=folders)
@@ -250,10 +250,8 @@ def test_results_of_another_checkpoint_or_recipe_are_not_used(world, tmp_path):
         evaluate.identity(task, recipe, "other", {"limit": None}),
         evaluate.identity(task, recipe, "digest", {"limit": 3}),
         evaluate.identity(task, recipe_of(world, "precision=bf16"), "digest", {"limit": None}),
-        evaluate.identity(
-            tasks_of(recipe_of(world, "tasks.clips.view.stride=1"))[0], recipe, "digest", {"limit": None}
-        ),
-        evaluate.identity(tasks_of(recipe)[1], recipe, "digest", {"limit": None}),
+        evaluate.identity(other_view, recipe, "digest", {"limit": None}),
+        evaluate.identity(people, recipe, "digest", {"limit": None}),
     ]
     assert len({same, *others}) == 6
 
