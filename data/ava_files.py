@@ -20,13 +20,15 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from data.errors import UserError
 from data.pickled_arrays import load_arrays
+from data.plain_csv import Block
 from data.shards import ClassInfo
-from data.text_files import Rows, read_rows, read_text
+from data.text_files import Lines, Rows, read_blocks, read_rows, read_text
 
 Keyframe = tuple[str, float]
 """(video id, timestamp in seconds of the original video)."""
@@ -43,7 +45,8 @@ class BoxRows:
 
     Attributes:
         path: the file, for messages.
-        video_ids: N ids.
+        videos: the distinct video ids, in the order in which they come.
+        video_numbers: int64 [N], index of each row's video.
         timestamps: float64 [N], seconds.
         boxes: float64 [N, 4], (x1, y1, x2, y2).
         action_ids: int64 [N], as the dataset numbers them.
@@ -56,7 +59,8 @@ class BoxRows:
     """
 
     path: str
-    video_ids: list[str]
+    videos: list[str]
+    video_numbers: np.ndarray
     timestamps: np.ndarray
     boxes: np.ndarray
     action_ids: np.ndarray
@@ -67,11 +71,26 @@ class BoxRows:
     odd_lines: list[int]
 
     def __len__(self) -> int:
-        return len(self.video_ids)
+        return len(self.video_numbers)
+
+    @cached_property
+    def video_ids(self) -> list[str]:
+        """N ids; equal ones are one object."""
+        return [self.videos[number] for number in self.video_numbers.tolist()]
 
     def keyframes(self) -> set[Keyframe]:
         """Every keyframe that the file names, with or without a box."""
-        return set(zip(self.video_ids, self.timestamps.tolist(), strict=True)) | set(self.unlabelled)
+        return set(self.keyframe_rows()[0]) | set(self.unlabelled)
+
+    def keyframe_rows(self) -> tuple[list[Keyframe], np.ndarray]:
+        """Runs of neighbouring rows of one keyframe: those keyframes, which may repeat, and int64 [N] which run a row
+        belongs to."""
+        is_first = np.ones(len(self), dtype=bool)
+        is_first[1:] = np.diff(self.video_numbers) != 0
+        is_first[1:] |= np.diff(self.timestamps) != 0
+        heads = np.flatnonzero(is_first)
+        names = [self.videos[number] for number in self.video_numbers[heads].tolist()]
+        return list(zip(names, self.timestamps[heads].tolist(), strict=True)), np.cumsum(is_first) - 1
 
 
 def read_annotations(path: str | os.PathLike[str]) -> BoxRows:
@@ -164,39 +183,38 @@ def _pbtxt_blocks(where: str, text: str) -> Iterator[tuple[int, dict[str, str]]]
 def _read_boxes(where: str, detections: bool) -> BoxRows:
     expected = ",".join(_COLUMNS) + ("[,score]" if detections else "[,person_id]")
     unlabelled: list[Keyframe] = []
-    videos: list[str] = []
     odd_lines: list[int] = []
-    parts: list[tuple[np.ndarray, ...]] = [
-        (
-            np.empty(0),
-            np.empty((0, 4)),
-            np.empty(0, np.int64),
-            np.empty(0, np.float64 if detections else np.int64),
-            np.empty(0, np.int64),
-        )
-    ]
-    names: dict[str, str] = {}
-    for part in read_rows(where):
-        part.check_widths({2, 7, 8}, expected)
-        boxed = [any(row[2:]) for row in part.rows]
-        if not all(boxed):
-            unlabelled += _keyframes(part.select([not b for b in boxed]), names)
-            part = part.select(boxed)
-        seconds = _seconds(part)
-        videos += _videos(part, names)
-        if detections:
-            eighth = part.floats(7, "score", default="1")
-        else:
-            eighth = part.ints(7, "person_id", default="-1", parse=_person_id)
-            odd_lines += [line for line, text in zip(part.lines, part.texts(7), strict=True) if _is_odd(text)]
-        lines = np.array(part.lines, dtype=np.int64)
-        parts.append((seconds, _boxes(part), part.ints(6, "action_id"), eighth, lines))
-    if not videos and not unlabelled and not detections:
+    videos: dict[str, int] = {}
+    parts: list[_Columns] = [_no_rows(detections)]
+    for block in read_blocks(where):
+        columns = _read_plain(block, detections, videos)
+        if columns is not None:
+            parts.append(columns)
+            continue
+        for part in block.rows():
+            part.check_widths({2, 7, 8}, expected)
+            boxed = [any(row[2:]) for row in part.rows]
+            if not all(boxed):
+                unlabelled += _keyframes(part.select([not b for b in boxed]), {})
+                part = part.select(boxed)
+            seconds = _seconds(part)
+            numbers = np.fromiter((videos.setdefault(name, len(videos)) for name in _videos(part, {})), np.int64)
+            if detections:
+                eighth = part.floats(7, "score", default="1")
+            else:
+                eighth = part.ints(7, "person_id", default="-1", parse=_person_id)
+                odd_lines += [line for line, text in zip(part.lines, part.texts(7), strict=True) if _is_odd(text)]
+            lines = np.array(part.lines, dtype=np.int64)
+            parts.append((numbers, seconds, _boxes(part), part.ints(6, "action_id"), eighth, lines))
+    if len(parts) == 1 and not unlabelled and not detections:
         raise UserError(f"{where}: no rows in it (expected {expected})")
-    timestamps, boxes, action_ids, eighth, lines = (np.concatenate(column) for column in zip(*parts, strict=True))
+    video_numbers, timestamps, boxes, action_ids, eighth, lines = (
+        np.concatenate(column) for column in zip(*parts, strict=True)
+    )
     return BoxRows(
         path=where,
-        video_ids=videos,
+        videos=list(videos),
+        video_numbers=video_numbers,
         timestamps=timestamps,
         boxes=boxes,
         action_ids=action_ids,
@@ -206,6 +224,46 @@ def _read_boxes(where: str, detections: bool) -> BoxRows:
         unlabelled=unlabelled,
         odd_lines=odd_lines,
     )
+
+
+_Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""Video numbers, seconds, boxes, action ids, scores or person ids, and line numbers of some rows."""
+
+
+def _no_rows(detections: bool) -> _Columns:
+    whole = np.empty(0, np.int64)
+    return whole, np.empty(0), np.empty((0, 4)), whole, np.empty(0, np.float64 if detections else np.int64), whole
+
+
+def _read_plain(block: Lines, detections: bool, videos: dict[str, int]) -> _Columns | None:
+    """The columns of lines as programs write them; None for all others, wrong ones among them, which are read row by
+    row."""
+    plain = Block.parse(block.data)
+    if plain is None or plain.width not in (7, 8):
+        return None
+    seconds = plain.floats(1)
+    corners = [plain.floats(column) for column in range(2, 6)]
+    actions = plain.ints(6)
+    if plain.width == 8:
+        eighth = plain.floats(7) if detections else plain.ints(7)
+    else:
+        eighth = np.ones(plain.rows) if detections else np.full(plain.rows, -1)
+    try:
+        names, which = plain.texts(0)
+    except UnicodeDecodeError:
+        return None
+    if seconds is None or actions is None or eighth is None or "" in names:
+        return None
+    boxes = np.empty((plain.rows, 4))
+    for place, corner in enumerate(corners):
+        if corner is None:
+            return None
+        boxes[:, place] = corner
+    if not (np.isfinite(boxes).all() and np.isfinite(eighth).all() and (seconds >= 0).all() and (seconds < _END).all()):
+        return None
+    seconds = np.round(seconds, 6)
+    numbers = np.array([videos.setdefault(name, len(videos)) for name in names], dtype=np.int64)[which]
+    return numbers, seconds, boxes, actions, eighth, block.first + np.arange(plain.rows)
 
 
 def _read_pickled_proposals(where: str) -> dict[Keyframe, np.ndarray]:

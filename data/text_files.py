@@ -1,18 +1,22 @@
 """Reads text and large CSV files, saying file, line and column of whatever does not fit."""
 
+import codecs
 import csv
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress, islice
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
 from data.errors import UserError
 
 _CHUNK = 10_000  # rows at a time: few enough that their text stays in the processor's cache
+_BLOCK = 1 << 20  # bytes at a time, for the same reason
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,42 @@ def read_text(path: str | os.PathLike[str]) -> str:
         raise UserError(f"{os.fspath(path)}: not a UTF-8 text file ({error})") from error
 
 
+@dataclass(frozen=True)
+class Lines:
+    """Some whole lines of a file, the last one ended too, as bytes; `first` is the number of the first (from 1)."""
+
+    path: str
+    first: int
+    data: bytes
+
+    def rows(self) -> Iterator[Rows]:
+        """The rows that are not blank, in CSV, some thousands at a time. Raises UserError where they are not that."""
+        with _errors_told(self.path):
+            text = io.StringIO(self.data.decode("utf-8"), newline="")
+            yield from _csv_rows(self.path, text, self.first)
+
+
+def read_blocks(path: str | os.PathLike[str]) -> Iterator[Lines]:
+    """Yields the lines of a file, some thousands at a time and without a byte order mark.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    where = os.fspath(path)
+    with _errors_told(where), open(where, "rb") as file:
+        first, rest = 1, file.read(3)
+        rest = rest.removeprefix(codecs.BOM_UTF8)
+        while data := file.read(_BLOCK):
+            whole, newline, rest = (rest + data).rpartition(b"\n")
+            if newline:
+                yield Lines(where, first, whole + newline)
+                first += whole.count(b"\n") + 1
+            elif len(rest) >= _BLOCK:
+                raise UserError(f"{where}, line {first}: has no end within {_BLOCK} bytes: not a CSV text file")
+        if rest:
+            yield Lines(where, first, rest if rest.endswith(b"\n") else rest + b"\n")
+
+
 def read_rows(path: str | os.PathLike[str]) -> Iterator[Rows]:
     """Yields the rows that are not blank, some thousands at a time.
 
@@ -96,18 +136,27 @@ def read_rows(path: str | os.PathLike[str]) -> Iterator[Rows]:
         UserError: the file cannot be read or is not CSV in UTF-8.
     """
     where = os.fspath(path)
+    with _errors_told(where), open(where, encoding="utf-8-sig", newline="") as file:
+        yield from _csv_rows(where, file, 1)
+
+
+def _csv_rows(where: str, file: TextIO, first: int) -> Iterator[Rows]:
+    reader = csv.reader(file)
+    before = first - 1
+    while rows := list(islice(reader, _CHUNK)):
+        if before + reader.line_num != first + len(rows) - 1:
+            raise UserError(f"{where}, line {first} or after: a quoted cell runs over the end of its line")
+        part = Rows(where, range(first, first + len(rows)), rows)
+        part = part if all(rows) else part.select(list(map(bool, rows)))
+        if len(part):
+            yield part
+        first += len(rows)
+
+
+@contextmanager
+def _errors_told(where: str) -> Iterator[None]:
     try:
-        with open(where, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            first = 1
-            while rows := list(islice(reader, _CHUNK)):
-                if reader.line_num != first + len(rows) - 1:
-                    raise UserError(f"{where}, line {first} or after: a quoted cell runs over the end of its line")
-                part = Rows(where, range(first, first + len(rows)), rows)
-                part = part if all(rows) else part.select(list(map(bool, rows)))
-                if len(part):
-                    yield part
-                first += len(rows)
+        yield
     except OSError as error:
         raise UserError(f"{where} cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:

@@ -1,164 +1,76 @@
-"""Computes AVA's frame mAP from files in the official formats, as the official evaluator and its copies do."""
+"""Computes AVA's frame mAP from files in the official formats, as the official evaluator and its copies do, and says
+where it comes from: classes, groups of classes, kinds of error, and the difference to another run."""
 
 import argparse
 import json
-import math
 import sys
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
-from data.ava_files import BoxRows, Keyframe, read_annotations, read_detections, read_excluded, read_labelmap
 from data.errors import UserError
-from data.shards import ClassInfo
-from train.ava_classes import DEFAULT_CUTOFFS, frequency_masks, group_masks, is_evaluated
-from train.frame_map import DEFAULT_PROTOCOL, PROTOCOLS, FrameBoxes, FrameMap, Protocol, frame_map
-
-
-@dataclass(frozen=True)
-class Files:
-    """What the files hold, in the terms of `frame_map`: boxes of the label map's classes, keyframes as numbers."""
-
-    classes: list[ClassInfo]
-    groundtruth: FrameBoxes
-    detections: FrameBoxes
-    named: np.ndarray
-    excluded: np.ndarray
-    remarks: list[str]
-    """What of the rows does not count, and what looks wrong in them."""
-
-
-def read_files(groundtruth: str, detections: str, labelmap: str, excluded: str | None = None) -> Files:
-    """Reads the evaluator's inputs; rows of classes that the label map does not name are left out, as officially.
-
-    Raises:
-        UserError: a file that cannot be read or is malformed, with file and line.
-    """
-    classes = read_labelmap(labelmap)
-    truth_rows, detected_rows = read_annotations(groundtruth), read_detections(detections)
-    numbers: dict[Keyframe, int] = {}
-    return Files(
-        classes=classes,
-        groundtruth=_boxes(truth_rows, classes, numbers),
-        detections=_boxes(detected_rows, classes, numbers),
-        remarks=[*_remarks(truth_rows, classes), *_remarks(detected_rows, classes)],
-        named=_numbers(truth_rows.keyframes(), numbers),
-        excluded=_numbers(read_excluded(excluded) if excluded else (), numbers),
-    )
-
-
-def _boxes(rows: BoxRows, classes: Sequence[ClassInfo], numbers: dict[Keyframe, int]) -> FrameBoxes:
-    ids = np.array([c.id for c in classes])  # in ascending order
-    index = np.minimum(np.searchsorted(ids, rows.action_ids), len(ids) - 1)
-    frames = _numbers(zip(rows.video_ids, rows.timestamps.tolist(), strict=True), numbers)
-    return FrameBoxes(frames, rows.boxes, index, rows.scores).take(ids[index] == rows.action_ids)
-
-
-def _remarks(rows: BoxRows, classes: Sequence[ClassInfo]) -> list[str]:
-    x1, y1, x2, y2 = rows.boxes.T
-    unknown = ~np.isin(rows.action_ids, [c.id for c in classes])
-    checks = [
-        ("are of classes that the label map does not name, and do not count", unknown),
-        ("have no area (x1 < x2 and y1 < y2 is expected)", (x1 >= x2) | (y1 >= y2)),
-        # Detectors' boxes run over the edge by a little; pixels by far.
-        ("are far outside of the frame: boxes are fractions of it, from 0 to 1", (np.abs(rows.boxes) > 2).any(axis=1)),
-    ]
-    remarks = [f"{rows.path}: {bad.sum()} of {len(rows)} rows {what}" for what, bad in checks if bad.any()]
-    return remarks if len(rows) else [f"{rows.path}: no boxes in it"]
-
-
-def _numbers(keyframes: Iterable[Keyframe], numbers: dict[Keyframe, int]) -> np.ndarray:
-    return np.fromiter((numbers.setdefault(key, len(numbers)) for key in keyframes), dtype=np.int64)
-
-
-def unique_names(classes: Sequence[ClassInfo]) -> list[str]:
-    """The classes' names; where several share one, their ids are added."""
-    count = Counter(c.name for c in classes)
-    return [c.name if count[c.name] == 1 else f"{c.name} ({c.id})" for c in classes]
-
-
-def number_or_null(value: float) -> float | None:
-    """`value`, with None for NaN: JSON has no NaN."""
-    return None if math.isnan(value) else value
-
-
-def table(classes: Sequence[ClassInfo], result: FrameMap, parts: dict[str, np.ndarray]) -> str:
-    """A line per class and per part (name -> mask of classes), then the mean; AP as a percentage."""
-    names = unique_names(classes)
-    width = max(map(len, [*names, *parts, "class"]))
-    lines = [f"{'id':>4}  {'class':<{width}}  {'AP, %':>7}  {'boxes':>8}  {'detections':>10}"]
-    for c, name, ap, boxes, found in zip(
-        classes, names, result.per_class, result.instances, result.detections, strict=True
-    ):
-        lines.append(f"{c.id:>4}  {name:<{width}}  {_percent(ap):>7}  {boxes:>8}  {found:>10}")
-    everything = {**parts, "mAP": np.ones(len(classes), dtype=bool)}
-    for name, mask in everything.items():
-        mean, boxes, found = result.mean_of(mask), result.instances[mask].sum(), result.detections[mask].sum()
-        lines.append(f"{'':>4}  {name:<{width}}  {_percent(mean):>7}  {boxes:>8}  {found:>10}")
-    return "\n".join(lines)
-
-
-def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.2f}"
-
-
-def notes(files: Files, name: str, protocol: Protocol) -> list[str]:
-    """What a user should know before comparing the figure with others."""
-    result = list(files.remarks)
-    elsewhere = ~np.isin(files.detections.frames, files.named)
-    if protocol.only_named_keyframes and elsewhere.any():
-        result.append(
-            f"{elsewhere.sum()} of {len(elsewhere)} detections are on keyframes that the ground truth does not name,"
-            f" and do not count under {name}"
-        )
-    if not protocol.drops_excluded and len(files.excluded):
-        touched = len(np.intersect1d(files.excluded, files.named))
-        result.append(
-            f"{name} takes no exclusion list: it scores the keyframes that the ground truth names, {touched} of which"
-            f" are on the list of {len(files.excluded)}"
-        )
-    if not is_evaluated(files.classes).all():
-        result.append(
-            "the label map has all 80 classes of AVA; published figures average 60 (the label map"
-            " ava_action_list_v2.2_for_activitynet_2019.pbtxt)"
-        )
-    return result
+from train.ava_classes import DEFAULT_CUTOFFS, frequency_masks, group_masks
+from train.ava_inputs import Files, notes, read_files, training_counts
+from train.breakdown import (
+    Breakdown,
+    box_recall,
+    class_recall,
+    comparison_table,
+    error_table,
+    percent,
+    summary,
+    table,
+    write_csv,
+)
+from train.compare import RESAMPLES, compare
+from train.error_kinds import error_kinds
+from train.frame_map import DEFAULT_PROTOCOL, PROTOCOLS, FrameBoxes, Matches, Protocol, match
+from train.ties import have_ties, tie_range
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument(
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        allow_abbrev=False,
+        epilog="The rules, the protocols and the kinds of error: docs/ava_map.md. Exit status: 0, or 2 for bad"
+        " arguments or files.",
+    )
+    add = parser.add_argument_group("files").add_argument
+    add(
         "--groundtruth",
         required=True,
         metavar="CSV",
         help="rows of video_id,timestamp,x1,y1,x2,y2,action_id[,person_id]; video_id,timestamp for a keyframe without",
     )
-    parser.add_argument(
-        "--detections", required=True, metavar="CSV", help="rows of video_id,timestamp,x1,y1,x2,y2,action_id,score"
-    )
-    parser.add_argument("--labelmap", required=True, metavar="PBTXT", help="the classes that are averaged")
-    parser.add_argument(
-        "--excluded", metavar="CSV", help="keyframes to leave out, rows of video_id,timestamp (default: none)"
-    )
-    parser.add_argument(
+    add("--detections", required=True, metavar="CSV", help="rows of video_id,timestamp,x1,y1,x2,y2,action_id,score")
+    add("--labelmap", required=True, metavar="PBTXT", help="the classes that are averaged")
+    add("--excluded", metavar="CSV", help="keyframes to leave out, rows of video_id,timestamp (default: none)")
+    add = parser.add_argument_group("rules").add_argument
+    add("--protocol", choices=PROTOCOLS, default=DEFAULT_PROTOCOL, help="whose rules (default: %(default)s)")
+    add(
         "--max-per-image",
         type=int,
         metavar="N",
         help="rows of a keyframe that count, those of the highest scores; 0: all (default: 50 under the activitynet"
         " protocols, 0 under slowfast and mmaction2)",
     )
-    parser.add_argument(
-        "--protocol", choices=PROTOCOLS, default=DEFAULT_PROTOCOL, help="whose rules (default: %(default)s)"
+    add(
+        "--unnamed-keyframes",
+        choices=("ignore", "false-positives"),
+        help="what detections are on keyframes that the ground truth does not name (default: left out under"
+        " activitynet-2020, false positives under the others)",
     )
-    parser.add_argument(
+    add = parser.add_argument_group("breakdown").add_argument
+    add(
         "--train-groundtruth",
-        metavar="CSV",
-        help="ground truth of the training set, to average rare and frequent classes apart (default: none)",
+        metavar="FILE",
+        help="what the classes' frequency in training is counted in: the training set's ground truth (CSV), or the"
+        " manifest of its shards (.manifest.json); rare and frequent classes are then averaged apart (default: none)",
     )
-    parser.add_argument(
+    add(
         "--cutoffs",
         type=int,
         nargs=2,
@@ -167,47 +79,166 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="number of training boxes: tail classes have fewer than LOW, head classes more than HIGH"
         f" (default: {DEFAULT_CUTOFFS[0]} {DEFAULT_CUTOFFS[1]})",
     )
+    add("--errors", action="store_true", help="sort the errors by kind, and say what mending each kind would bring")
+    add(
+        "--compare",
+        metavar="CSV",
+        help="detections of another run on the same ground truth: the difference of every class, with a bootstrap"
+        " confidence interval over videos",
+    )
+    add(
+        "--resamples",
+        type=int,
+        default=RESAMPLES,
+        metavar="N",
+        help="of the bootstrap (default: %(default)s)",
+    )
+    add(
+        "--confidence",
+        type=float,
+        default=0.95,
+        metavar="P",
+        help="of the intervals, between 0 and 1 (default: %(default)s)",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="of the bootstrap, 0 or more (default: %(default)s)")
+    add(
+        "--report",
+        metavar="DIR",
+        help="write report.json, classes.csv and pictures there, errors by kind among them (default: nothing)",
+    )
     return parser.parse_args(arguments)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Reads, evaluates and prints: notes on stderr, the table and last the JSON line on stdout."""
-    protocol = PROTOCOLS[options.protocol]
-    if options.max_per_image is not None:
-        if options.max_per_image < 0:
-            raise UserError(f"--max-per-image {options.max_per_image}: expected 0 (all) or more")
-        protocol = replace(protocol, max_per_image=options.max_per_image)
-    if not 0 <= options.cutoffs[0] <= options.cutoffs[1]:
-        raise UserError(f"--cutoffs {options.cutoffs[0]} {options.cutoffs[1]}: expected LOW, then HIGH, 0 or more")
-    files = read_files(options.groundtruth, options.detections, options.labelmap, options.excluded)
-    parts = group_masks(files.classes)
-    if options.train_groundtruth:
-        training = _boxes(read_annotations(options.train_groundtruth), files.classes, {})
-        counts = np.bincount(training.classes, minlength=len(files.classes))
-        parts |= frequency_masks(counts, options.cutoffs)
+    """Reads, evaluates and prints: notes on stderr, tables and last the JSON line on stdout."""
+    protocol = protocol_of(options)
+    others = [options.compare] if options.compare else []
+    files = read_files(options.groundtruth, options.detections, options.labelmap, options.excluded, others)
+    training = training_counts(options.train_groundtruth, files.classes) if options.train_groundtruth else None
     for note in notes(files, options.protocol, protocol):
         print(f"note: {note}", file=sys.stderr)
-    result = frame_map(
+    matches = _match(files, files.detections, protocol)
+    ties = tie_range(matches) if have_ties(matches) else None
+    if ties is not None and ties[1] - ties[0] > 1e-9:
+        print(
+            f"note: tied scores: other orders of equal scores give mAP from {100 * ties[0]:.4f} to"
+            f" {100 * ties[1]:.4f} %; here the row that comes first in the file goes first",
+            file=sys.stderr,
+        )
+    b = break_down(files, matches, protocol, training, options)
+    print(table(b))
+    print(
+        f"\nboxes: {percent(b.person_recall)} % of the persons have a detection with IoU >= 0.5;"
+        f" no scores on these boxes can give more than {percent(b.ceiling)} mAP"
+    )
+    if options.errors:
+        assert b.errors is not None
+        print(f"\n{error_table(b.errors)}")
+    if b.comparison is not None:
+        print(f"\n{comparison_table(b)}")
+        print(
+            f"*: the interval does not hold 0 ({len(b.comparison.draws)} resamples of {b.comparison.videos} videos); of"
+            f" classes without any difference {1 - options.confidence:.0%} would be marked too"
+        )
+    result = {
+        **summary(b),
+        "ties": None if ties is None else {"low": ties[0], "high": ties[1]},
+        "protocol": options.protocol,
+        "max_per_image": protocol.max_per_image,
+        "keyframes": len(np.unique(files.named)),
+        "boxes": int(b.result.instances.sum()),
+        "detections": int(b.result.detections.sum()),
+    }
+    if options.report:
+        print(f"\nreport: {write_report(Path(options.report), b, result, options)}")
+    print(json.dumps(result, allow_nan=False))
+
+
+def protocol_of(options: argparse.Namespace) -> Protocol:
+    """The protocol with what the options change of it. Raises UserError for options that are out of range."""
+    if not 0 <= options.cutoffs[0] <= options.cutoffs[1]:
+        raise UserError(f"--cutoffs {options.cutoffs[0]} {options.cutoffs[1]}: expected LOW, then HIGH, 0 or more")
+    for name, good, expected in (
+        ("max_per_image", options.max_per_image is None or options.max_per_image >= 0, "0 (all) or more"),
+        ("resamples", options.resamples >= 1, "1 or more"),
+        ("confidence", 0 < options.confidence < 1, "a number between 0 and 1"),
+        ("seed", options.seed >= 0, "0 or more"),
+    ):
+        if not good:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected {expected}")
+    protocol = PROTOCOLS[options.protocol]
+    if options.max_per_image is not None:
+        protocol = replace(protocol, max_per_image=options.max_per_image)
+    if options.unnamed_keyframes is not None:
+        protocol = replace(protocol, only_named_keyframes=options.unnamed_keyframes == "ignore")
+    return protocol
+
+
+def _match(files: Files, detections: FrameBoxes, protocol: Protocol) -> Matches:
+    return match(
         files.groundtruth,
-        files.detections,
+        detections,
         len(files.classes),
         protocol,
         named=files.named,
         excluded=files.excluded,
     )
-    print(table(files.classes, result, parts))
-    per_class = zip(unique_names(files.classes), map(number_or_null, result.per_class.tolist()), strict=True)
-    summary = {
-        "mAP": number_or_null(result.mean),
-        "per_class": dict(per_class),
-        "parts": {name: number_or_null(result.mean_of(mask)) for name, mask in parts.items()},
-        "protocol": options.protocol,
-        "max_per_image": protocol.max_per_image,
-        "keyframes": len(np.unique(files.named)),
-        "boxes": int(result.instances.sum()),
-        "detections": int(result.detections.sum()),
-    }
-    print(json.dumps(summary, allow_nan=False))
+
+
+def break_down(
+    files: Files, matches: Matches, protocol: Protocol, training: np.ndarray | None, options: argparse.Namespace
+) -> Breakdown:
+    """All figures that the options ask for."""
+    parts = group_masks(files.classes)
+    if training is not None:
+        parts |= frequency_masks(training, options.cutoffs)
+    named, people = files.named, files.people
+    if protocol.drops_excluded:
+        named = np.setdiff1d(named, files.excluded)
+        people = people.take(~np.isin(people.frames, files.excluded))
+    persons = box_recall(people, files.detections)
+    comparison = None
+    if options.compare:
+        other = _match(files, files.others[0], protocol)
+        settings = {"resamples": options.resamples, "confidence": options.confidence, "seed": options.seed}
+        comparison = compare(matches, other, files.videos, named, **settings)
+    covered = box_recall(matches.groundtruth, files.detections)
+    return Breakdown(
+        classes=files.classes,
+        result=matches.frame_map(),
+        parts=parts,
+        recall=class_recall(matches.groundtruth, covered, len(files.classes)),
+        person_recall=float(persons.mean()) if len(persons) else float("nan"),
+        training=training,
+        errors=error_kinds(matches, people) if options.errors or options.report else None,
+        comparison=comparison,
+    )
+
+
+def write_report(folder: Path, b: Breakdown, result: dict, options: argparse.Namespace) -> str:
+    """Writes report.json, classes.csv and pictures; what was written. Raises UserError where that cannot be done."""
+    from train.report_pictures import draw_report  # takes a second to import
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({**result, "cutoffs": list(options.cutoffs)}, indent=1, allow_nan=False)
+        (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+        write_csv(folder / "classes.csv", b)
+        names = run_names(options.detections, options.compare) if options.compare else ("", "")
+        drawn = draw_report(folder, b, options.cutoffs, *names)
+    except OSError as error:
+        raise UserError(f"--report {folder} cannot be written: {error.strerror}") from error
+    return ", ".join(str(folder / name) for name in ("report.json", "classes.csv", *drawn))
+
+
+def run_names(this: str, other: str) -> tuple[str, str]:
+    """What tells two paths apart: their parts without those at the beginning and the end that they share."""
+    a, b = Path(this).absolute().parts, Path(other).absolute().parts
+    if a == b:
+        return this, other
+    start = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), 0)
+    end = next((i for i, (x, y) in enumerate(zip(a[::-1], b[::-1], strict=False)) if x != y), 0)
+    return "/".join(a[start : len(a) - end]) or this, "/".join(b[start : len(b) - end]) or other
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

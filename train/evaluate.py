@@ -1,17 +1,25 @@
 """Entry point of evaluation: `deepspeed train/evaluate.py --ds ds_configs/zero2.json --checkpoint RUN`."""
 
 import argparse
+import hashlib
 import json
 import math
+import shutil
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data.decode import require_ffmpeg
 from data.errors import UserError
+from data.shards import ShardSet
 from models import CofinetuneModel, load_model
-from train.ava_map import number_or_null
+from train.ava_classes import DEFAULT_CUTOFFS, frequency_masks
+from train.ava_inputs import manifest_counts
+from train.breakdown import number_or_null
 from train.checkpoint_files import find_weights, read_state, write_atomically
 from train.engine import deepspeed_config
 from train.evaluators import Result, evaluate_tasks
@@ -28,7 +36,8 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="deepspeed train/evaluate.py",
         description="Evaluates a run's newest checkpoint on the validation shards of its tasks; writes RUN/eval. Also "
-        "starts under torchrun, or under plain python as one process; the figures do not depend on the number of them.",
+        "starts under torchrun, or under plain python as one process; the figures do not depend on the number of them. "
+        "The same command goes on where an evaluation of the same checkpoint was cut off.",
         epilog="Example: deepspeed train/evaluate.py --ds ds_configs/zero2.json --checkpoint runs/toy workers=8",
     )
     p.add_argument(
@@ -36,9 +45,38 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--recipe", metavar="YAML", help="whose tasks and views (default: the recipe that the run kept)")
     p.add_argument("--ds", metavar="JSON", help="DeepSpeed's configuration, checked like in training (default: none)")
-    p.add_argument("--task", action="append", metavar="NAME", help="evaluate this task; repeatable (default: all)")
+    p.add_argument(
+        "--tasks",
+        "--task",
+        action="append",
+        metavar="NAME[,NAME]",
+        help="evaluate these tasks; repeatable (default: all that have val_shards)",
+    )
     p.add_argument(
         "--limit", type=int, metavar="N", help="at most N examples of each task, spread evenly (default: all of them)"
+    )
+    p.add_argument(
+        "--view-average",
+        choices=("softmax", "logits"),
+        default="softmax",
+        help="what is averaged over the views of a video (eval_views of its task; default: %(default)s)",
+    )
+    p.add_argument(
+        "--ceiling",
+        action="store_true",
+        help="also score the ground truth's boxes: mAP_groundtruth_boxes, what a perfect detector would give",
+    )
+    p.add_argument(
+        "--cutoffs",
+        type=int,
+        nargs=2,
+        default=DEFAULT_CUTOFFS,
+        metavar=("LOW", "HIGH"),
+        help="boxes in training: mAP is averaged apart over tail classes, with fewer than LOW, and head classes, with"
+        f" more than HIGH (default: {DEFAULT_CUTOFFS[0]} {DEFAULT_CUTOFFS[1]})",
+    )
+    p.add_argument(
+        "--restart", action="store_true", help="forget what an interrupted evaluation has done (default: go on with it)"
     )
     p.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it
     p.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the recipe, as in eval_batch=64")
@@ -52,21 +90,98 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
     out = weights.parent.parent if weights.parent.name == "checkpoints" else weights
     recipe = rank.together(lambda: read_recipe(args, out, weights))
     model, config = rank.together(lambda: read_model(weights))
-    tasks = rank.together(lambda: open_validation(recipe, args.task, config, rank.first))
+    names = [name for part in args.tasks or [] for name in part.split(",")]
+    tasks = rank.together(lambda: open_validation(recipe, names, config, rank.first))
+    model.to(rank.device)
 
-    results = evaluate_tasks(model.to(rank.device), tasks, rank, recipe, limit=args.limit)
+    kept = out / "eval" / "partial"
+    if args.restart and rank.first:
+        shutil.rmtree(kept, ignore_errors=True)
+    options: dict[str, Any] = {"limit": args.limit, "average": args.view_average}
+    digest = rank.gather(rank.together(lambda: file_digest(weights / "model.safetensors") if rank.first else ""))[0]
 
+    def evaluate(tasks: Sequence[Task], chance: bool = True) -> dict[str, Result]:
+        folders = {task.name: kept / f"{task.name}-{identity(task, recipe, digest, options)}" for task in tasks}
+        return evaluate_tasks(model, tasks, rank, recipe, chance=chance, folders=folders, **options)
+
+    results = evaluate(tasks)
+    if args.ceiling:
+        bounded = [on_groundtruth_boxes(task) for task in tasks if task.recipe.kind == "localisation"]
+        for name, result in evaluate(bounded, chance=False).items():
+            results[name].metrics["mAP_groundtruth_boxes"] = result.metrics["mAP"]
+
+    if rank.first:
+        for task in tasks:
+            results[task.name].metrics.update(frequency_metrics(task, results[task.name], args.cutoffs))
     rank.together(lambda: write(out / "eval", weights, tasks, results) if rank.first else None)
     if rank.first:
         print(table(results))
         for line in lost_at_packing(tasks):
             print(line)
         print(f"written: {out / 'eval' / 'metrics.json'}")
+        shutil.rmtree(kept, ignore_errors=True)
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's content, hex. Raises OSError where it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def identity(task: Task, recipe: Recipe, weights: str, options: dict[str, Any]) -> str:
+    """Names everything that decides what is collected of an example, so that results are only ever put together with
+    those of the same weights, clips and settings. Number of ranks, batch size and workers are not among it."""
+    assert task.val is not None
+    told = {
+        "weights": weights,
+        "set": task.val.shards.manifest.to_json(),
+        "view": asdict(task.val.view),
+        "model": asdict(recipe.model),
+        "precision": recipe.precision,
+        **options,
+    }
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def on_groundtruth_boxes(task: Task) -> Task:
+    """The task, evaluated on the ground truth's boxes."""
+    assert task.val is not None
+    return replace(task, val=replace(task.val, view=replace(task.val.view, eval_boxes="groundtruth")))
+
+
+def frequency_metrics(task: Task, result: Result, cutoffs: Sequence[int]) -> dict[str, float]:
+    """mAP of head, mid and tail classes of a localisation task; nothing where its training shards are not here, or
+    their manifest has no counts."""
+    if result.boxes is None:
+        return {}
+    counts = training_counts(task)
+    if counts is None:
+        what = "mAP of rare and frequent classes is left out"
+        print(f"note: {task.name}: no counts per class at {task.recipe.shards}: {what}", file=sys.stderr)
+        return {}
+    classes = [task.classes[index] for index in result.boxes.evaluated]
+    aps = np.array([math.nan if ap is None else ap for ap in result.per_class.values()])
+    trained = np.array([counts.get(c.id, 0) for c in classes], dtype=np.int64)
+    metrics = {}
+    for name, mask in frequency_masks(trained, cutoffs).items():
+        chosen = aps[mask & ~np.isnan(aps)]
+        metrics[f"mAP/{name}"] = float(chosen.mean()) if len(chosen) else math.nan
+    return metrics
+
+
+def training_counts(task: Task) -> dict[int, int] | None:
+    """Class id -> labels in the training shards, by their manifest; None where it cannot be read or does not say."""
+    try:
+        return manifest_counts(ShardSet(task.recipe.shards).manifest)
+    except UserError:
+        return None
 
 
 def read_recipe(args: argparse.Namespace, out: Path, weights: Path) -> Recipe:
     """The recipe that is asked for, or else the run's. Raises UserError for bad arguments too."""
     require_ffmpeg()
+    if not 0 <= args.cutoffs[0] <= args.cutoffs[1]:
+        raise UserError(f"--cutoffs {args.cutoffs[0]} {args.cutoffs[1]}: expected LOW, then HIGH, 0 or more")
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit {args.limit}: expected 1 or more")
     if args.recipe is not None:
@@ -100,7 +215,7 @@ def open_validation(
     """
     for name in names or []:
         if name not in recipe.tasks:
-            raise UserError(f"--task {name}: the recipe's tasks are {', '.join(recipe.tasks)}")
+            raise UserError(f"--tasks {name}: the recipe's tasks are {', '.join(recipe.tasks)}")
     recipe.tasks = {name: task for name, task in recipe.tasks.items() if not names or name in names}
     tasks = [task for task in open_tasks(recipe, train=False, check=check) if task.val is not None]
     if not tasks:
@@ -123,7 +238,7 @@ def open_validation(
 
 
 def write(folder: Path, weights: Path, tasks: Sequence[Task], results: dict[str, Result]) -> None:
-    """Writes metrics.json, and for localisation the files that `train/ava_map.py` reads."""
+    """Writes metrics.json, predictions of classification tasks, and for localisation what `train/ava_map.py` reads."""
     summary: dict[str, Any] = {
         "checkpoint": str(weights),
         "step": read_state(weights).step if (weights / "state.json").is_file() else None,
@@ -137,6 +252,9 @@ def write(folder: Path, weights: Path, tasks: Sequence[Task], results: dict[str,
                 boxes.write_detections(folder / f"{task.name}_detections.csv", task.classes)
                 boxes.write_groundtruth(folder / f"{task.name}_groundtruth.csv", task.classes)
                 boxes.write_labelmap(folder / f"{task.name}_labelmap.pbtxt", task.classes)
+            predictions = results[task.name].predictions
+            if predictions is not None:
+                predictions.write(folder / f"{task.name}_predictions.csv", task.classes)
         write_atomically(folder / "metrics.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error}") from error
@@ -153,6 +271,7 @@ def describe(task: Task, result: Result) -> dict[str, Any]:
         "lost_at_packing": task.val.shards.manifest.failures if task.val is not None else {},
         "failures": [{"key": bad.key, "reason": bad.reason} for bad in result.failures],
         "per_class": result.per_class,
+        "training_counts": training_counts(task),
         **({"protocol": DEFAULT_PROTOCOL} if task.recipe.kind == "localisation" else {}),
     }
 

@@ -15,6 +15,7 @@ unstable sort, so that their own figure depends on the machine.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -83,6 +84,17 @@ class FrameBoxes:
         scores = None if self.scores is None else self.scores[rows]
         return FrameBoxes(self.frames[rows], self.boxes[rows], self.classes[rows], scores)
 
+    def distinct(self) -> "FrameBoxes":
+        """The boxes that differ by keyframe or corners, as boxes of class 0; a few may still be there twice."""
+        rows = np.argsort(self.boxes[:, 0], kind="stable")
+        rows = rows[_stable_order(self.frames[rows])]
+        # Equal boxes are neighbours now, unless another box of the keyframe that begins at the same x1 is between them.
+        differs = np.ones(len(rows), dtype=bool)
+        boxes, frames = self.boxes[rows], self.frames[rows]
+        differs[1:] = (boxes[1:] != boxes[:-1]).any(axis=1) | (frames[1:] != frames[:-1])
+        rows = np.sort(rows[differs])
+        return FrameBoxes(self.frames[rows], self.boxes[rows], np.zeros(len(rows), dtype=np.int64))
+
 
 @dataclass(frozen=True)
 class FrameMap:
@@ -110,6 +122,58 @@ class FrameMap:
         return float(chosen.mean()) if len(chosen) else float("nan")
 
 
+@dataclass(frozen=True)
+class Matches:
+    """What became of the detections: those that count, class by class, in each class from the highest score down.
+
+    Attributes:
+        groundtruth: the boxes that count.
+        detections: the N detections that count.
+        is_match: bool [N], whether each is a true positive.
+        best: int64 [N], row of `groundtruth`: the box of its class and keyframe that it overlaps most.
+        overlap: float64 [N], that IoU; 0 where there is no such box, and `best` then means nothing.
+        num_classes: C.
+    """
+
+    groundtruth: FrameBoxes
+    detections: FrameBoxes
+    is_match: np.ndarray
+    best: np.ndarray
+    overlap: np.ndarray
+    num_classes: int
+
+    @cached_property
+    def instances(self) -> np.ndarray:
+        """int64 [C], ground-truth boxes of each class."""
+        return np.bincount(self.groundtruth.classes, minlength=self.num_classes)
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """int64 [C], detections of each class."""
+        return np.bincount(self.detections.classes, minlength=self.num_classes)
+
+    @cached_property
+    def slices(self) -> list[slice]:
+        """Where the detections of each class stand."""
+        ends = np.cumsum(self.counts).tolist()
+        return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+    @cached_property
+    def is_found(self) -> np.ndarray:
+        """bool [rows of `groundtruth`]: whether a detection matches the box."""
+        found = np.zeros(len(self.groundtruth), dtype=bool)
+        found[self.best[self.is_match]] = True
+        return found
+
+    def frame_map(self) -> FrameMap:
+        """The average precision of every class."""
+        per_class = [
+            average_precision(self.is_match[own], count)
+            for own, count in zip(self.slices, self.instances.tolist(), strict=True)
+        ]
+        return FrameMap(np.array(per_class), self.instances, self.counts)
+
+
 def frame_map(
     groundtruth: FrameBoxes,
     detections: FrameBoxes,
@@ -119,7 +183,20 @@ def frame_map(
     named: np.ndarray | None = None,
     excluded: np.ndarray | None = None,
 ) -> FrameMap:
-    """Frame mAP of `detections` against `groundtruth`, in float64.
+    """Frame mAP of `detections` against `groundtruth`, in float64; arguments and errors as of `match`."""
+    return match(groundtruth, detections, num_classes, protocol, named=named, excluded=excluded).frame_map()
+
+
+def match(
+    groundtruth: FrameBoxes,
+    detections: FrameBoxes,
+    num_classes: int,
+    protocol: Protocol = PROTOCOLS[DEFAULT_PROTOCOL],
+    *,
+    named: np.ndarray | None = None,
+    excluded: np.ndarray | None = None,
+) -> Matches:
+    """Decides which detections count, and which of them are true positives.
 
     Args:
         groundtruth: boxes of the evaluated classes.
@@ -138,34 +215,31 @@ def frame_map(
     for boxes in (groundtruth, detections):
         if len(boxes) and not 0 <= boxes.classes.min() <= boxes.classes.max() < num_classes:
             raise ValueError(f"classes must be in [0, {num_classes})")
+    counts = np.ones(len(detections), dtype=bool)
     if protocol.only_named_keyframes:
-        detections = detections.take(_member(detections.frames, groundtruth.frames if named is None else named))
+        counts &= _member(detections.frames, groundtruth.frames if named is None else named)
     if protocol.drops_excluded and excluded is not None:
         groundtruth = groundtruth.take(~_member(groundtruth.frames, excluded))
-        detections = detections.take(~_member(detections.frames, excluded))
+        counts &= ~_member(detections.frames, excluded)
+    if not counts.all():
+        detections = detections.take(counts)
     assert detections.scores is not None
-    # From here on rows are in order of score, and `order` says which row of the file each one is.
-    order = np.argsort(-detections.scores, kind="stable")
-    if protocol.max_per_image:
-        order = order[_capped(detections, order, protocol.max_per_image)[order]]
-    x1, y1, x2, y2 = detections.boxes[order].T
-    order = order[(x1 < x2) & (y1 < y2)]
-    detections = detections.take(order)
+    kept = _capped(detections, protocol.max_per_image)
+    x1, y1, x2, y2 = detections.boxes.T
+    kept &= (x1 < x2) & (y1 < y2)
+    best, overlap = best_groundtruth(groundtruth, detections, num_classes)
 
-    best, overlap = _best_groundtruth(groundtruth, detections, num_classes)
-    candidates = np.flatnonzero(overlap >= IOU_THRESHOLD)
+    # Rows by score, of equal scores in the order of the file.
+    rows = np.flatnonzero(kept)
+    rows = rows[np.argsort(-detections.scores[rows], kind="stable")]
+    candidates = rows[overlap[rows] >= IOU_THRESHOLD]
     if protocol.matches_in_file_order:
-        candidates = candidates[np.argsort(order[candidates])]
+        candidates = np.sort(candidates)
     _, first = np.unique(best[candidates], return_index=True)
     is_match = np.zeros(len(detections), dtype=bool)
     is_match[candidates[first]] = True
-
-    instances = np.bincount(groundtruth.classes, minlength=num_classes)
-    counts = np.bincount(detections.classes, minlength=num_classes)
-    by_class = np.argsort(detections.classes, kind="stable")
-    matches = np.split(is_match[by_class], np.cumsum(counts)[:-1])
-    per_class = np.array([average_precision(m, n) for m, n in zip(matches, instances.tolist(), strict=True)])
-    return FrameMap(per_class, instances, counts)
+    rows = rows[_stable_order(detections.classes[rows])]
+    return Matches(groundtruth, detections.take(rows), is_match[rows], best[rows], overlap[rows], num_classes)
 
 
 def average_precision(is_match: np.ndarray, instances: int) -> float:
@@ -187,7 +261,7 @@ def average_precision(is_match: np.ndarray, instances: int) -> float:
     return float(envelope.sum() / instances)
 
 
-def _best_groundtruth(
+def best_groundtruth(
     groundtruth: FrameBoxes, detections: FrameBoxes, num_classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each detection the ground-truth box (int64 row) of its frame and class that it overlaps most, and the IoU.
@@ -196,21 +270,22 @@ def _best_groundtruth(
     """
     groups = groundtruth.frames * num_classes + groundtruth.classes
     by_group = np.argsort(groups, kind="stable")
-    groups = groups[by_group]
+    groups, low = np.unique(groups[by_group], return_index=True)
+    sizes = np.diff(low, append=len(by_group))
     best = np.zeros(len(detections), dtype=np.int64)
     overlap = np.zeros(len(detections))
-    for start in range(0, len(detections), _CHUNK):
+    for start in range(0, len(detections) if len(groups) else 0, _CHUNK):
         chunk = slice(start, start + _CHUNK)
         wanted = detections.frames[chunk] * num_classes + detections.classes[chunk]
-        low, high = np.searchsorted(groups, wanted, "left"), np.searchsorted(groups, wanted, "right")
-        rows = np.flatnonzero(high > low)
+        place = np.minimum(np.searchsorted(groups, wanted), len(groups) - 1)
+        rows = np.flatnonzero(groups[place] == wanted)
         if not len(rows):
             continue
-        counts = (high - low)[rows]
+        counts = sizes[place[rows]]
         starts = np.cumsum(counts) - counts
         # One entry per (detection, ground-truth box) pair, those of one detection side by side.
         owner = np.repeat(rows, counts)
-        other = by_group[np.arange(len(owner)) + np.repeat(low[rows] - starts, counts)]
+        other = by_group[np.arange(len(owner)) + np.repeat(low[place[rows]] - starts, counts)]
         iou = _iou(detections.boxes[chunk][owner], groundtruth.boxes[other])
         highest = np.maximum.reduceat(iou, starts)
         at_highest = np.flatnonzero(iou == np.repeat(highest, counts))
@@ -234,36 +309,52 @@ def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide(intersection, area_a + area_b - intersection, out=np.zeros(len(a)), where=intersection > 0)
 
 
-def _capped(detections: FrameBoxes, order: np.ndarray, most: int) -> np.ndarray:
-    """bool [N]: the rows that count, at most `most` of a keyframe, those of the highest scores; `order` ranks all.
+def _capped(detections: FrameBoxes, most: int) -> np.ndarray:
+    """bool [N]: the rows that count, at most `most` of a keyframe, those of the highest scores; 0 is all.
 
     Of rows that tie for the last places the same ones stay as in the official evaluator, which keeps a heap: a row
     that finds it full of scores as high as its own stays out, and a higher one takes the place of the tied row that is
     least by class, y1, x1, y2 and x2.
     """
-    frames, scores = detections.frames, detections.scores
+    all_kept = np.ones(len(detections), dtype=bool)
+    crowded = np.flatnonzero(np.bincount(detections.frames)[detections.frames] > most) if len(detections) else ()
+    if not most or not len(crowded):
+        return all_kept
+    frames, scores = detections.frames[crowded], detections.scores
     assert scores is not None
+    scores = scores[crowded]
+    order = np.argsort(-scores, kind="stable")
     ends = order[_rank_within(frames[order]) == most - 1]
-    last = np.full(int(frames.max(initial=-1)) + 1, -np.inf)  # by keyframe: the lowest score that counts
+    last = np.full(int(frames.max()) + 1, -np.inf)  # by keyframe: the lowest score that counts
     last[frames[ends]] = scores[ends]
     kept = scores > last[frames]
     free = most - np.bincount(frames[kept], minlength=len(last))
     early = np.flatnonzero(scores >= last[frames])
     early = early[_rank_within(frames[early]) < most]
     tied = early[~kept[early]]
-    x1, y1, x2, y2 = detections.boxes[tied].T
-    tied = tied[np.lexsort((tied, -x2, -y2, -x1, -y1, -detections.classes[tied]))]
+    x1, y1, x2, y2 = detections.boxes[crowded[tied]].T
+    tied = tied[np.lexsort((tied, -x2, -y2, -x1, -y1, -detections.classes[crowded[tied]]))]
     kept[tied[_rank_within(frames[tied]) < free[frames[tied]]]] = True
-    return kept
+    all_kept[crowded] = kept
+    return all_kept
 
 
 def _rank_within(groups: np.ndarray) -> np.ndarray:
     """int64 [N]: how many earlier rows belong to the same group."""
-    by_group = np.argsort(groups, kind="stable")
+    by_group = _stable_order(groups)
     sizes = np.bincount(groups) if len(groups) else np.zeros(0, np.int64)
     rank = np.empty(len(groups), dtype=np.int64)
     rank[by_group] = np.arange(len(groups)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     return rank
+
+
+def _stable_order(numbers: np.ndarray) -> np.ndarray:
+    """A stable argsort of numbers of 0 or more: by 16 bits at a time, for which NumPy has a radix sort."""
+    order = np.arange(len(numbers))
+    for shift in range(0, int(numbers.max(initial=0)).bit_length(), 16):
+        digits = (numbers[order] >> shift & 0xFFFF).astype(np.uint16)
+        order = order[np.argsort(digits, kind="stable")]
+    return order
 
 
 def _member(frames: np.ndarray, chosen: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from data.batch import Batch, Substitute
 from data.errors import UserError
 from data.mixture import StepPlan
 from data.order import make_key
-from train.checkpoint import write_atomically
+from train.checkpoint_files import write_atomically
 from train.engine import Engine
 from train.launch import Rank, StopSignal, ToldError
 from train.optim import learning_rate

@@ -1,13 +1,16 @@
 """The mAP command on files: official formats in, a table and one JSON line out, and errors that name file and line."""
 
+import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from train.ava_map import main
+from data.shards import ClassInfo, Manifest
+from train.ava_map import main, run_names
 
 SCRIPT = Path(__file__).parents[2] / "train" / "ava_map.py"
 LABELMAP = 'label {\n  name: "stand"\n  label_id: 12\n}\nlabel {\n  name: "talk to"\n  label_id: 79\n}\n'
@@ -44,12 +47,14 @@ def test_the_last_line_is_the_result_as_json(files, capsys):
     assert result["mAP"] == 0.5
     assert result["per_class"] == {"stand": 0.5, "talk to": None}
     assert (result["protocol"], result["max_per_image"]) == ("activitynet-2020", 50)
-    assert [line.split() for line in lines] == [
-        ["id", "class", "AP,", "%", "boxes", "detections"],
-        ["12", "stand", "50.00", "2", "2"],
-        ["79", "talk", "to", "-", "0", "0"],
-        ["mAP", "50.00", "2", "2"],
+    assert [line.split() for line in lines[:4]] == [
+        ["id", "class", "AP,", "%", "boxes", "detections", "box", "recall,", "%"],
+        ["12", "stand", "50.00", "2", "2", "50.00"],
+        ["79", "talk", "to", "-", "0", "0", "-"],
+        ["mAP", "50.00", "2", "2", "50.00"],
     ]
+    assert lines[5].startswith("boxes: 50.00 % of the persons have a detection with IoU >= 0.5")
+    assert lines[5].endswith("no scores on these boxes can give more than 50.00 mAP")
 
 
 def test_it_runs_from_any_folder(files, tmp_path):
@@ -187,3 +192,76 @@ def test_a_missing_file_is_an_error_of_the_user(files, capsys):
     arguments = files(groundtruth=[f"v,0902,{LEFT},12,0"])
     assert main([*arguments, "--detections", "nowhere.csv"]) == 2
     assert "nowhere.csv" in capsys.readouterr().err
+
+
+def test_detections_on_unnamed_keyframes_are_what_the_option_says(files, capsys):
+    arguments = files(
+        groundtruth=[f"v,0902,{LEFT},12,0"], detections=[f"v,0950,{LEFT},12,0.9", f"v,0902,{LEFT},12,0.8"]
+    )
+    for protocol, default in (("activitynet-2020", 1.0), ("activitynet-2019", 0.5)):
+        assert evaluate([*arguments, "--protocol", protocol], capsys)["mAP"] == default
+        for option, value in (("ignore", 1.0), ("false-positives", 0.5)):
+            given = ["--protocol", protocol, "--unnamed-keyframes", option]
+            assert evaluate([*arguments, *given], capsys)["mAP"] == value
+
+
+def test_ties_that_move_the_figure_are_told(files, capsys):
+    arguments = files(
+        groundtruth=[f"v,0902,{LEFT},12,0"], detections=[f"v,0902,{LEFT},12,0.5", f"v,0902,{RIGHT},12,0.5"]
+    )
+    assert main(arguments) == 0
+    captured = capsys.readouterr()
+    assert "other orders of equal scores give mAP from 50.0000 to 100.0000 %" in captured.err
+    assert json.loads(captured.out.splitlines()[-1])["ties"] == {"low": 0.5, "high": 1.0}
+
+
+def test_training_counts_come_from_a_manifest_too(files, capsys):
+    manifest = Manifest("ava", "train", "localisation", [ClassInfo(12, "stand"), ClassInfo(79, "talk to")], [])
+    counted = replace(manifest, settings={"per_class": [[9, 5], [2, 1]]})
+    Path("train.manifest.json").write_text(counted.to_json())
+    arguments = files(groundtruth=[f"v,0902,{LEFT},12,0"], detections=[f"v,0902,{LEFT},12,0.9"])
+    given = ["--train-groundtruth", "train.manifest.json", "--cutoffs", "2", "4"]
+    assert main([*arguments, *given]) == 0
+    out = capsys.readouterr().out.splitlines()
+    # 5 boxes of "stand" were packed (not the 9 annotated), so it is head.
+    assert out[1].split() == ["12", "stand", "100.00", "5", "1", "1", "100.00"]
+    assert json.loads(out[-1])["parts"]["head (> 4)"] == 1.0
+    Path("train.manifest.json").write_text(manifest.to_json())
+    assert main([*arguments, *given]) == 2 and "holds no counts per class" in capsys.readouterr().err
+
+
+def test_a_report_holds_every_figure_and_its_pictures(files, capsys):
+    found = [f"v{v},0902,{LEFT},12,0.{9 - v}" for v in range(4)]
+    arguments = files(
+        groundtruth=[f"v{v},0902,{LEFT if v else RIGHT},{a},0" for v in range(4) for a in (12, 79)],
+        detections=[*found, f"v1,0902,{LEFT},79,0.8"],
+        compare=found[:2],
+    )
+    assert main([*arguments, "--errors", "--report", "folder/report", "--resamples", "20"]) == 0
+    out = capsys.readouterr().out
+    assert "wrong class" in out and "95% interval" in out
+    result = json.loads(out.splitlines()[-1])
+    folder = Path("folder/report")
+    report = json.loads((folder / "report.json").read_text())
+    assert report == {**result, "cutoffs": [1000, 10000]}
+    assert result["comparison"]["videos"] == 4 and result["comparison"]["parts"]["mAP"]["difference"] > 0
+    rows = list(csv.DictReader((folder / "classes.csv").open()))
+    assert [row["class"] for row in rows] == ["stand", "talk to"]
+    assert float(rows[0]["ap"]) == result["per_class"]["stand"]
+    assert (rows[0]["boxes"], rows[0]["box_recall"], rows[0]["all_background"]) == ("4", "0.75", "1")
+    names = {"ap_by_frequency.png", "classes.png", "errors.png", "errors_by_class.png"}
+    assert {path.name for path in folder.iterdir()} == {"report.json", "classes.csv", *names}
+    Path("file").write_text("")
+    assert main([*arguments, "--report", "file/report"]) == 2 and "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "value"), [("--resamples", "0"), ("--confidence", "1"), ("--seed", "-1")])
+def test_options_out_of_range_are_refused(files, capsys, option, value):
+    arguments = files(groundtruth=[f"v,0902,{LEFT},12,0"], detections=[f"v,0902,{LEFT},12,0.9"])
+    assert main([*arguments, option, value]) == 2 and f"{option} {value}" in capsys.readouterr().err
+
+
+def test_runs_are_named_by_where_their_paths_differ():
+    assert run_names("/runs/a/eval/d.csv", "/runs/b/eval/d.csv") == ("a", "b")
+    assert run_names("x/one.csv", "x/two.csv") == ("one.csv", "two.csv")
+    assert run_names("x.csv", "x.csv") == ("x.csv", "x.csv")

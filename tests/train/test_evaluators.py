@@ -102,7 +102,7 @@ def test_a_model_that_knows_the_answers_scores_1(world):
     model = ByPlace().train()
     results = evaluate_tasks(model, tasks_of(recipe), ALONE, recipe)
     people = results["people"]
-    assert people.metrics == {"mAP": 1.0, "mAP_no_cap": 1.0}
+    assert people.metrics == {"mAP": 1.0, "mAP_no_cap": 1.0, "box_recall": 1.0}
     assert people.per_class == {"action 1": 1.0, "action 3": 1.0, "action 7": 1.0}
     assert people.counts == {"examples": 8, "boxes": 8, "groundtruth_rows": 8, "classes": 3}
     # One right class of three per box, 4 right answers among 8 boxes at most: far from perfect, and not nothing.
@@ -203,9 +203,11 @@ def on_ranks(folder: str) -> dict:
     rank = init_distributed()
     recipe = recipe_of(Path(folder))
     results = evaluate_tasks(ByPlace(), tasks_of(recipe), rank, recipe)
-    assert all((result.boxes is not None) == (rank.first and name == "people") for name, result in results.items())
+    for name, result in results.items():
+        assert (result.boxes is not None) == (rank.first and name == "people")
+        assert (result.predictions is not None) == (rank.first and name == "clips")
     results["views"] = many_views(folder, rank)
-    return {name: replace(result, boxes=None) for name, result in results.items()}
+    return {name: replace(result, boxes=None, predictions=None) for name, result in results.items()}
 
 
 def many_views(folder: str, rank: Rank) -> Result:
@@ -217,7 +219,7 @@ def test_results_do_not_depend_on_the_number_of_ranks(world):
     recipe = recipe_of(world)
     alone = evaluate_tasks(ByPlace(), tasks_of(recipe), ALONE, recipe)
     alone["views"] = many_views(str(world), ALONE)
-    alone = {name: replace(result, boxes=None) for name, result in alone.items()}
+    alone = {name: replace(result, boxes=None, predictions=None) for name, result in alone.items()}
     # Seven clips and eight keyframes over three ranks need padding.
     for results in run_ranks(on_ranks, 3, str(world)):
         assert results == alone

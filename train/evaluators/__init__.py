@@ -1,8 +1,10 @@
 """Evaluators: one per kind of task, with one contract, for use during training and after."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from torch import nn
@@ -12,13 +14,15 @@ from data.dataset import EvalDataset, TaskData
 from data.errors import UserError
 from data.loader import Loader, eval_batches
 from train.evaluators import classification, localisation
-from train.evaluators.common import Result
+from train.evaluators.collected import Collected
+from train.evaluators.common import Result, Settings, progress
 from train.launch import Rank
 from train.recipe import Recipe
 from train.tasks import Task
 
-EVALUATORS = {"classification": classification.evaluate, "localisation": localisation.evaluate}
-METRICS = {"classification": classification.metric_names, "localisation": localisation.metric_names}
+EVALUATORS: dict[str, ModuleType] = {"classification": classification, "localisation": localisation}
+"""Each has `columns(data)`, what it collects, `evaluate(model, data, collected, rank, settings)`, and
+`metric_names(classes)`."""
 
 SPARSE_SHARE = 0.25
 """Below this share of a set, remote examples are read one by one and not with their whole shards."""
@@ -28,7 +32,12 @@ __all__ = ["EVALUATORS", "Result", "check_metrics", "evaluate_all", "evaluate_ta
 
 def check_metrics(key: str, wanted: Sequence[str], tasks: Sequence[Task]) -> None:
     """Raises UserError unless `evaluate_all` will give all metrics that the recipe's `key` names."""
-    known = [f"{task.name}/{name}" for task in tasks if task.val for name in METRICS[task.val.kind](task.classes)]
+    known = [
+        f"{task.name}/{name}"
+        for task in tasks
+        if task.val
+        for name in EVALUATORS[task.val.kind].metric_names(task.classes)
+    ]
     for name in wanted:
         if name not in known:
             raise UserError(f"{key}: {name} is no metric of this recipe's validation sets: {', '.join(known)}")
@@ -50,6 +59,8 @@ def evaluate_tasks(
     *,
     limit: int | None = None,
     chance: bool = True,
+    average: str = "softmax",
+    folders: Mapping[str, Path] | None = None,
 ) -> dict[str, Result]:
     """Evaluates every task that has validation shards; called on every rank, whose number does not change the result.
 
@@ -57,27 +68,39 @@ def evaluate_tasks(
         model: on the rank's device; left in the mode that it came in.
         limit: at most so many examples of each task, spread evenly over it; None for all.
         chance: whether to work out what guessing would score.
+        average: of several views of an example, the `softmax` or the `logits`.
+        folders: task name -> where what is done is kept, and taken up again by another call for the same model, recipe
+            and limit; None keeps nothing.
 
     Raises:
         UserError: the model's output is not finite, or the loader's workers have died.
     """
     results = {}
     for task in tasks:
-        if task.val is None:
+        data = task.val
+        if data is None:
             continue
-        evaluate = EVALUATORS[task.val.kind]
-        with closing(_loader(task.val, rank, recipe, limit)) as loader:
-            results[task.name] = evaluate(model, task.val, loader, rank, recipe.precision == "bf16", chance)
+        evaluator = EVALUATORS[data.kind]
+        folder = None if folders is None else folders[task.name]
+        with Collected(evaluator.columns(data), rank, folder) as collected:
+            chosen = _chosen(len(data.shards), limit)
+            left = np.setdiff1d(chosen, collected.done)
+            with closing(_loader(data, rank, recipe, left)) as loader:
+                done = len(chosen) - len(left)
+                batches = progress(loader, rank, task.name, len(chosen), done, data.view.views)
+                settings = Settings(batches, recipe.precision == "bf16", chance, average)
+                results[task.name] = evaluator.evaluate(model, data, collected, rank, settings)
     return results
 
 
-def _loader(data: TaskData, rank: Rank, recipe: Recipe, limit: int | None) -> Loader:
-    count = len(data.shards)
-    chosen = np.arange(count)
-    if limit is not None and limit < count:
-        chosen = np.arange(limit) * count // limit
-        if limit < SPARSE_SHARE * count:
-            data = replace(data, shards=data.shards.by_range())
+def _chosen(count: int, limit: int | None) -> np.ndarray:
+    """int64: the numbers of the examples to evaluate."""
+    return np.arange(count) if limit is None or limit >= count else np.arange(limit) * count // limit
+
+
+def _loader(data: TaskData, rank: Rank, recipe: Recipe, chosen: np.ndarray) -> Loader:
+    if len(chosen) < SPARSE_SHARE * len(data.shards):
+        data = replace(data, shards=data.shards.by_range())
     views = data.view.views
     batches = [
         [PADDING if place == PADDING else int(chosen[place // views]) * views + place % views for place in batch]

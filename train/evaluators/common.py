@@ -1,5 +1,7 @@
-"""What all evaluators share: their result, the forward pass, and the place in the examples' order."""
+"""What all evaluators share: their settings and result, the forward pass, and how far they are."""
 
+import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -8,10 +10,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data.batch import Batch, Substitute
+from data.batch import PADDING, Batch, Substitute
 from data.errors import UserError
 from train.evaluators.keyframe_boxes import KeyframeBoxes
+from train.evaluators.predictions import Predictions
 from train.launch import Rank
+from train.run_log import duration
+
+TELL_SECONDS = 30.0
+"""Between two lines of progress where there is no terminal."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,7 @@ class Result:
         per_class: class name -> its own figure; None for a class without ground truth.
         failures: examples that could not be read. They are in no metric.
         boxes: localisation: detections and ground truth, on the first rank only.
+        predictions: classification: what was said of every example, on the first rank only.
     """
 
     metrics: dict[str, float]
@@ -33,6 +41,7 @@ class Result:
     per_class: dict[str, float | None]
     failures: list[Substitute] = field(default_factory=list)
     boxes: KeyframeBoxes | None = None
+    predictions: Predictions | None = None
 
 
 @contextmanager
@@ -46,9 +55,54 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def progress(loader: Iterable[Batch], rank: Rank, name: str) -> Iterable[Batch]:
-    """The loader's batches, with a bar on stderr of the first rank."""
-    return tqdm(loader, desc=f"evaluating {name}", unit="batch", disable=not rank.first, mininterval=1.0, leave=False)
+@dataclass(frozen=True)
+class Settings:
+    """How a task is evaluated.
+
+    Attributes:
+        batches: this rank's; over all ranks every view of every example that is left stands in them once, padding
+            aside, and all views of an example on one rank.
+        bf16: run under torch's autocast to bfloat16.
+        chance: whether to work out what guessing would score, where that takes time.
+        average: of several views' `softmax` or `logits`.
+    """
+
+    batches: Iterable[Batch]
+    bf16: bool = False
+    chance: bool = True
+    average: str = "softmax"
+
+
+def progress(batches: Iterable[Batch], rank: Rank, name: str, examples: int, done: int, views: int) -> Iterator[Batch]:
+    """The batches; the first rank tells how far all are, on stderr: by a bar on a terminal, else a line now and then.
+
+    Args:
+        examples: of the whole evaluation; `done` of them before it was taken up again.
+        views: of each example.
+    """
+    told = time.monotonic()
+    started, seen = told, 0
+    # Ranks go in step but for the end, so that the first one's clips stand for everybody's.
+    with tqdm(
+        desc=f"evaluating {name}",
+        unit="example",
+        total=examples,
+        initial=done,
+        disable=not rank.first or not sys.stderr.isatty(),
+        mininterval=1.0,
+        leave=False,
+    ) as bar:
+        for batch in batches:
+            yield batch
+            seen += int((batch.examples != PADDING).sum())
+            now = min(done + seen * rank.world // views, examples)
+            bar.update(now - bar.n)
+            if rank.first and bar.disable and time.monotonic() - told >= TELL_SECONDS:
+                told = time.monotonic()
+                rate = (now - done) / (told - started)
+                left = duration((examples - now) / rate) if rate else "?"
+                text = f"evaluating {name}: {now} of {examples} examples, {rate:.1f} examples/s, {left} left"
+                print(text, file=sys.stderr, flush=True)
 
 
 @torch.inference_mode()

@@ -48,6 +48,10 @@ class KeyframeBoxes:
             scores=scores.ravel().astype(np.float64),
         )
 
+    def plain_boxes(self) -> FrameBoxes:
+        """The K boxes, of class 0."""
+        return FrameBoxes(self.frames, self.boxes, np.zeros(len(self.frames), dtype=np.int64))
+
     def groundtruth(self) -> FrameBoxes:
         """The rows of evaluated classes; the class is the place in `evaluated`."""
         place = np.searchsorted(self.evaluated, self.truth.classes).clip(max=len(self.evaluated) - 1)
