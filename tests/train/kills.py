@@ -128,7 +128,9 @@ def trial(folder: Path, ranks: int, kills: int, seed: int, workers: int = 0) -> 
     """
     make_classification_set(folder, "kinetics", "train")
     make_localisation_set(folder, "ava", "train")
-    (folder / "recipe.yaml").write_text(RECIPE.format(folder=folder, steps=20 + 30 * kills, workers=workers))
+    (folder / "recipe.yaml").write_text(
+        RECIPE.format(folder=folder, steps=20 + (30 if ranks == 1 else 15) * kills, workers=workers)
+    )
     alone, draw, told = finish(folder, ranks, folder / "alone"), random.Random(seed), []
     for number, moment in zip(range(kills), itertools.cycle(MOMENTS[: 2 if ranks == 1 else 3])):
         told.append(f"kill {number + 1}: {kill_once(folder, ranks, folder / 'killed', moment, draw)}")
