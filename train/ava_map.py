@@ -196,13 +196,14 @@ def break_down(
     if protocol.drops_excluded:
         named = np.setdiff1d(named, files.excluded)
         people = people.take(~np.isin(people.frames, files.excluded))
-    persons = box_recall(people, files.detections)
+    boxes = files.detections.distinct()
+    persons = box_recall(people, boxes)
     comparison = None
     if options.compare:
         other = _match(files, files.others[0], protocol)
         settings = {"resamples": options.resamples, "confidence": options.confidence, "seed": options.seed}
         comparison = compare(matches, other, files.videos, named, **settings)
-    covered = box_recall(matches.groundtruth, files.detections)
+    covered = box_recall(matches.groundtruth, boxes)
     return Breakdown(
         classes=files.classes,
         result=matches.frame_map(),

@@ -86,13 +86,12 @@ class FrameBoxes:
 
     def distinct(self) -> "FrameBoxes":
         """The boxes that differ by keyframe or corners, as boxes of class 0; a few may still be there twice."""
-        rows = np.argsort(self.boxes[:, 0], kind="stable")
+        # The rows of a box are mostly neighbours in the file, so that few are left to be sorted.
+        rows = np.flatnonzero(_differs_from_before(self.frames, self.boxes))
+        rows = rows[np.argsort(self.boxes[rows, 0], kind="stable")]
         rows = rows[_stable_order(self.frames[rows])]
         # Equal boxes are neighbours now, unless another box of the keyframe that begins at the same x1 is between them.
-        differs = np.ones(len(rows), dtype=bool)
-        boxes, frames = self.boxes[rows], self.frames[rows]
-        differs[1:] = (boxes[1:] != boxes[:-1]).any(axis=1) | (frames[1:] != frames[:-1])
-        rows = np.sort(rows[differs])
+        rows = np.sort(rows[_differs_from_before(self.frames[rows], self.boxes[rows])])
         return FrameBoxes(self.frames[rows], self.boxes[rows], np.zeros(len(rows), dtype=np.int64))
 
 
@@ -355,6 +354,15 @@ def _stable_order(numbers: np.ndarray) -> np.ndarray:
         digits = (numbers[order] >> shift & 0xFFFF).astype(np.uint16)
         order = order[np.argsort(digits, kind="stable")]
     return order
+
+
+def _differs_from_before(frames: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """bool [N]: whether a box is on another keyframe or elsewhere than the one of the row before."""
+    differs = np.ones(len(frames), dtype=bool)
+    differs[1:] = frames[1:] != frames[:-1]
+    for corner in boxes.T:
+        differs[1:] |= corner[1:] != corner[:-1]
+    return differs
 
 
 def _member(frames: np.ndarray, chosen: np.ndarray) -> np.ndarray:

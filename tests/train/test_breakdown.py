@@ -239,3 +239,17 @@ def test_pictures_have_every_class_and_names_that_do_not_overlap(tmp_path, class
     texts = [text.get_text() for text in axes.texts]
     overlaps = [(texts[i], texts[j]) for i in range(len(boxes)) for j in range(i) if boxes[i].overlaps(boxes[j])]
     assert overlaps == []
+
+
+@settings(max_examples=50, deadline=None)
+@given(found=founds)
+def test_distinct_boxes_are_all_the_boxes_there_are(found):
+    def seen(boxes):
+        return {(frame, *corners) for frame, corners in zip(boxes.frames.tolist(), boxes.boxes.tolist(), strict=True)}
+
+    boxes = arrays(found, True)
+    distinct = boxes.distinct()
+    assert seen(distinct) == seen(boxes) and len(distinct) <= len(boxes)
+    # Rows of one box in a row, as a detector writes its classes, become one.
+    rows = boxes.take(np.repeat(np.arange(len(boxes)), 3)).distinct()
+    assert len(rows) == len(distinct)
