@@ -100,6 +100,7 @@ def kill_all(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
     process.wait()
 
 
+@pytest.mark.timeout(600)  # three starts of two launchers each
 def test_a_job_on_two_hosts_saves_at_the_warning_is_requeued_and_goes_on(world, hosts, tmp_path, monkeypatch):
     nodes, on = hosts
     monkeypatch.chdir(world)
@@ -110,17 +111,17 @@ def test_a_job_on_two_hosts_saves_at_the_warning_is_requeued_and_goes_on(world, 
     options = ["--recipe", "recipe.yaml", "out=job", "steps=60", "save_every=1000", "log_every=1"]
     job = cluster.start(TRAIN, *options, job=4242, log=log)
     try:
-        assert wait_for(lambda: "step 3/60" in log.read_text(), job, 120), log.read_text()
+        assert wait_for(lambda: "step 3/60" in log.read_text(), job, 150), log.read_text()
         job.send_signal(signal.SIGUSR1)  # to the batch shell alone
-        assert job.wait(60) == 0, log.read_text()
+        assert job.wait(150) == 0, log.read_text()
         assert "2 processes on cpu" in log.read_text() and "stopped by" in log.read_text()
         assert cluster.requeued(4242)
         job = cluster.start(TRAIN, *options, job=4242, log=log)
-        assert job.wait(120) == 0, log.read_text()
+        assert job.wait(150) == 0, log.read_text()
         assert "done: 60 steps" in log.read_text() and not cluster.requeued(4242)
         one = Slurm(tmp_path / "one", nodes[:1], gpus=1, enter=on)
         job = one.start(EVALUATE, "--checkpoint", "job", job=4243, log=log)
-        assert job.wait(120) == 0, log.read_text()
+        assert job.wait(150) == 0, log.read_text()
     finally:
         kill_all(job)
     steps = [int(number) for number in re.findall(r"^step (\d+)/60", log.read_text(), re.MULTILINE)]
