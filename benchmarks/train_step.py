@@ -16,6 +16,7 @@ product in the same dtype. Peak memory is CUDA's, per rank.
 import argparse
 import contextlib
 import dataclasses
+import logging
 import os
 import statistics
 import sys
@@ -200,6 +201,8 @@ def work(
     threads = max(arguments.threads // contestant.world, 1)
     os.environ |= {"RANK": str(index), "WORLD_SIZE": str(contestant.world), "OMP_NUM_THREADS": str(threads)}
     os.environ |= {"LOCAL_RANK": str(index), "LOCAL_WORLD_SIZE": str(contestant.world)}
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     torch.set_num_threads(threads)
     backend = "nccl" if arguments.device == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=meeting, rank=index, world_size=contestant.world)
@@ -215,7 +218,7 @@ def work(
     take = bare_loop if contestant.engine == "bare" else engine_loop
     steps = take(recipe, tasks, model, plan, made_up_batches(recipe, plan, rank), rank, contestant.engine)
     next(steps)
-    while (what := pipe.recv()) != "end":
+    while (what := _told(pipe)) != "end":
         if what == "flops":
             pipe.send(flops)
         elif what == "peak":
@@ -226,6 +229,13 @@ def work(
             if rank.device.type == "cuda":
                 torch.cuda.synchronize()
             pipe.send(time.perf_counter() - begin)
+
+
+def _told(pipe: Connection) -> Any:
+    try:
+        return pipe.recv()
+    except EOFError:  # the script has ended with an error of its own
+        return "end"
 
 
 def made_up_batches(recipe: Recipe, plan: StepPlan, rank: Rank) -> Iterator[Batch]:
