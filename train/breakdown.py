@@ -66,8 +66,10 @@ def box_recall(groundtruth: FrameBoxes, detections: FrameBoxes) -> np.ndarray:
 
     Each pair of a keyframe is looked at, so that `detections.distinct()` in place of rows of many classes saves memory.
     """
-    rows = FrameBoxes(groundtruth.frames, groundtruth.boxes, np.zeros(len(groundtruth), dtype=np.int64))
-    return best_groundtruth(detections, rows, 1)[1] >= IOU_THRESHOLD
+    rows, boxes = (
+        FrameBoxes(part.frames, part.boxes, np.zeros(len(part), dtype=np.int64)) for part in (groundtruth, detections)
+    )
+    return best_groundtruth(boxes, rows, 1)[1] >= IOU_THRESHOLD
 
 
 def class_recall(groundtruth: FrameBoxes, covered: np.ndarray, num_classes: int) -> np.ndarray:
