@@ -35,7 +35,7 @@ tasks:
   kinetics: {{kind: classification, shards: {folder}/kinetics-train, batch: 4, head: {{dropout: 0.2}}}}
   ava: {{kind: localisation, shards: {folder}/ava-train, batch: 4, micro_batch: 2}}
 """
-PATIENCE = 120.0
+PATIENCE = 300.0
 """Seconds that a run may take to reach the next moment, or to end when one of its ranks is dead."""
 MOMENTS = ("saving", "any", "one rank")
 
