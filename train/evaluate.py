@@ -21,7 +21,7 @@ from train.ava_classes import DEFAULT_CUTOFFS, frequency_masks
 from train.ava_inputs import manifest_counts
 from train.breakdown import number_or_null
 from train.checkpoint_files import find_weights, read_state, write_atomically
-from train.engine import deepspeed_config
+from train.ds_config import deepspeed_config
 from train.evaluators import Result, evaluate_tasks
 from train.frame_map import DEFAULT_PROTOCOL
 from train.launch import Rank, command, init_distributed, parse_args

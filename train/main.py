@@ -11,7 +11,8 @@ from data.errors import UserError
 from data.loader import train_loader
 from train.checkpoint import Checkpoints
 from train.checkpoint_files import read_state
-from train.engine import build_engine, deepspeed_config
+from train.ds_config import deepspeed_config
+from train.engine import build_engine
 from train.environment import describe_environment, environment, write_environment
 from train.evaluators import check_metrics, evaluate_all
 from train.launch import Rank, StopSignal, command, init_distributed, parse_args
@@ -130,7 +131,8 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
             log.say(f"checkpoint {folder}")
 
     def evaluate(done: int) -> None:
-        metrics = evaluate_all(engine.module, tasks, rank, recipe)
+        with engine.whole() as model:
+            metrics = evaluate_all(model, tasks, rank, recipe)
         log.metrics(done, metrics)
         if checkpoints.is_best(metrics, rank):
             save(done)

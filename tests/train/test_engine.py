@@ -11,7 +11,7 @@ from data.errors import UserError
 from tests.dist import run_ranks
 from tests.train.tiny_runs import ZERO1, ZERO2, build, made_up_batches, run_several, tiny_recipe
 from train.checkpoint import Checkpoints
-from train.engine import deepspeed_config
+from train.ds_config import deepspeed_config
 from train.launch import ToldError, init_distributed
 from train.loop import StepPlan, agree
 from train.optim import set_step
@@ -57,10 +57,10 @@ def test_resuming_is_bitwise(tmp_path):
         assert difference(first[0], second[0]) == 0
 
 
-def idle_head_moves(ds, out):
+def idle_head_moves(ds, out, overrides):
     """How far each head moves in a step of `look` alone, after steps that gave all heads momentum."""
     rank = init_distributed()
-    recipe = tiny_recipe(out)
+    recipe = tiny_recipe(out, *overrides)
     engine, _, tasks = build(recipe, rank, ds)
     by_name = {task.name: task for task in tasks}
     batches = list(made_up_batches(tiny_recipe(out, "steps=3"), StepPlan(recipe, rank.world), rank, 18))
@@ -81,9 +81,10 @@ def idle_head_moves(ds, out):
     }
 
 
+@pytest.mark.parametrize("optimizer", [[], ["optim.name=sgd", "optim.nesterov=true"]], ids=["adamw", "sgd"])
 @pytest.mark.parametrize(("ds", "world"), [(None, 1), (ZERO2, 2)])
-def test_a_head_outside_of_the_step_does_not_move(tmp_path, ds, world):
-    for moved in run_ranks(idle_head_moves, world, ds, str(tmp_path)):
+def test_a_head_outside_of_the_step_does_not_move(tmp_path, ds, world, optimizer):
+    for moved in run_ranks(idle_head_moves, world, ds, str(tmp_path), optimizer):
         assert moved["look"] > 1e-4
         assert moved["where"] == moved["other"] == 0
 

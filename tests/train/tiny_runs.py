@@ -21,8 +21,9 @@ from train.resume import resume
 from train.run_log import RunLog
 from train.tasks import Task
 
-ZERO2 = str(PROJECT / "ds_configs" / "zero2.json")
-ZERO1 = str(PROJECT / "ds_configs" / "zero1.json")
+ZERO1, ZERO2, ZERO2_OFFLOAD, ZERO3 = (
+    str(PROJECT / "ds_configs" / f"{name}.json") for name in ("zero1", "zero2", "zero2_offload", "zero3")
+)
 CLASSES = {"look": 5, "where": 4, "other": 3}
 
 RECIPE = """
@@ -35,7 +36,9 @@ model: {{name: vit_tiny, embed_dim: 32, depth: 2, num_heads: 2, num_frames: 4, i
 optim: {{lr: 0.003, warmup_steps: 3, layer_decay: 0.7, clip_grad: 0.5}}
 tasks:
   look: {{kind: classification, shards: none, batch: 8, micro_batch: 4, share: 2}}
-  where: {{kind: localisation, shards: none, batch: 4, micro_batch: 2, loss_weight: 3, lr_scale: 0.5}}
+  where:
+    {{kind: localisation, shards: none, batch: 4, micro_batch: 2, loss_weight: 3, lr_scale: 0.5,
+      head: {{roi_size: 3, context_heads: 2}}}}
   other: {{kind: classification, shards: none, batch: 4, micro_batch: 8, share: 0.5}}
 """
 
@@ -53,7 +56,7 @@ def tiny_tasks(recipe: Recipe) -> list[Task]:
 
 def made_up(recipe: Recipe, name: str, position: int) -> Example:
     """A clip that only the task and the position decide; localisation clips hold none to three boxes."""
-    draw = torch.Generator().manual_seed(1000 * list(recipe.tasks).index(name) + position)
+    draw = torch.Generator().manual_seed(1000 * list(CLASSES).index(name) + position)
     size = recipe.model.image_size
     clip = torch.randint(0, 256, (3, recipe.model.num_frames, size, size), dtype=torch.uint8, generator=draw)
     if recipe.tasks[name].kind == "classification":
@@ -105,7 +108,12 @@ def run_tiny(out: str, ds: str | None, overrides: list[str], until: int | None =
     with contextlib.suppress(Enough):
         train(recipe, tasks, engine, plan, made_up_batches(recipe, plan, rank, start), rank, log, start, after_step)
     log.close()
-    return {name: value.detach().clone() for name, value in engine.module.state_dict().items()}
+    return weights(engine)
+
+
+def weights(engine: Engine) -> dict[str, Tensor]:
+    with engine.whole() as model:
+        return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
 def run_several(jobs: list[tuple[str, str | None, list[str], int | None]]) -> list[dict[str, Tensor]]:
