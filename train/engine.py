@@ -19,7 +19,7 @@ from data.errors import UserError
 from models import CofinetuneModel
 from train.ds_config import deepspeed_config
 from train.launch import Rank
-from train.optim import ActiveAdamW, ActiveSGD, forget, set_step
+from train.optim import Optimizer, forget, set_step
 from train.optim_state import Piece, held_state, load_state, load_weights, whole_pieces
 from train.recipe import Recipe
 
@@ -63,7 +63,7 @@ class Engine(Protocol):
 class PlainEngine:
     """One process, plain PyTorch."""
 
-    def __init__(self, model: CofinetuneModel, optimizer: ActiveAdamW | ActiveSGD, recipe: Recipe, rank: Rank) -> None:
+    def __init__(self, model: CofinetuneModel, optimizer: Optimizer, recipe: Recipe, rank: Rank) -> None:
         if rank.world != 1:
             raise UserError(f"{rank.world} processes need DeepSpeed: add --ds ds_configs/zero2.json")
         self.module, self.optimizer, self.rank = model.to(rank.device), optimizer, rank
@@ -109,7 +109,7 @@ class DeepSpeedEngine:
     def __init__(
         self,
         model: CofinetuneModel,
-        optimizer: ActiveAdamW | ActiveSGD,
+        optimizer: Optimizer,
         recipe: Recipe,
         rank: Rank,
         config: dict[str, Any],
@@ -228,9 +228,7 @@ class DeepSpeedEngine:
         return pieces
 
 
-def build_engine(
-    model: CofinetuneModel, optimizer: ActiveAdamW | ActiveSGD, recipe: Recipe, rank: Rank, ds: str | None
-) -> Engine:
+def build_engine(model: CofinetuneModel, optimizer: Optimizer, recipe: Recipe, rank: Rank, ds: str | None) -> Engine:
     """The engine of a run: DeepSpeed's with the JSON file `ds`, else the plain one."""
     if ds is None:
         return PlainEngine(model, optimizer, recipe, rank)

@@ -34,7 +34,10 @@ class ActiveSGD(_Active, torch.optim.SGD):
     """SGD with momentum that keeps inactive groups still. Weight decay is added to the gradient, as in torch."""
 
 
-def build_optimizer(model: nn.Module, depth: int, recipe: OptimRecipe) -> ActiveAdamW | ActiveSGD:
+Optimizer = ActiveAdamW | ActiveSGD
+
+
+def build_optimizer(model: nn.Module, depth: int, recipe: OptimRecipe) -> Optimizer:
     """The recipe's optimizer over groups that differ in task, layer or weight decay.
 
     Rules are timm's: no decay for vectors, embeddings and tokens; with `layer_decay` d, layer i learns at
