@@ -56,9 +56,14 @@ def deepspeed_config(path: str, recipe: Recipe) -> dict[str, Any]:
     _agree(where, autocast, "enabled", recipe.precision == "bf16", f"precision={recipe.precision}")
     if autocast["enabled"]:
         _agree(where, autocast, "dtype", "bfloat16", f"precision={recipe.precision}")
+        # Of the modules named here, all linear layers by default, gradients are rounded to bf16 before ranks sum them up.
+        # What runs in bf16 does not depend on it.
+        autocast.setdefault("lower_precision_safe_modules", [])
     stage = config["zero_optimization"].get("stage", 0)
     if stage not in STAGES:
         raise UserError(f"{where}: zero_optimization.stage={stage}; supported are {', '.join(map(str, STAGES))}")
+    if stage == 3 and recipe.ema:
+        raise UserError(f"{where}: ema={recipe.ema} of the recipe needs whole weights on every rank: take stage 1 or 2")
     _check_offload(where, config["zero_optimization"])
     # Batches are ours; DeepSpeed only wants numbers that fit each other.
     config |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}

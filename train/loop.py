@@ -15,6 +15,7 @@ from data.errors import UserError
 from data.mixture import StepPlan
 from data.order import make_key
 from train.checkpoint_files import write_atomically
+from train.ema import WeightAverage
 from train.engine import Engine
 from train.launch import Rank, StopSignal, ToldError
 from train.optim import learning_rate
@@ -38,6 +39,7 @@ def train(
     start: int,
     after_step: Callable[[int, bool], None],
     stop: StopSignal | None = None,
+    average: WeightAverage | None = None,
 ) -> int:
     """Trains from step `start` to the recipe's last, or until a signal asks to stop.
 
@@ -45,6 +47,7 @@ def train(
         loader: this rank's micro-batches, as `plan.batches(start, rank.index)` orders them.
         after_step: called on every rank with the number of steps done, and whether it was the last.
         stop: what asks to stop; made here where it is not given.
+        average: takes in the weights after every step that was not left out.
 
     Returns:
         The number of steps done.
@@ -71,6 +74,8 @@ def train(
         stage = plan.schedule.stage(step) if recipe.optim.per_stage else range(recipe.steps)
         if step == stage.start > 0:
             engine.restart()
+            if average is not None:
+                average.restart(engine.module)
             log.say(f"stage {batches[0].task}, {len(stage)} steps: optimizer and learning rate begin anew")
         # Dropout is a function of the step, so that a resumed run goes on as the first one would have.
         torch.manual_seed(make_key(recipe.seed, "dropout", step, rank.index))
@@ -88,6 +93,8 @@ def train(
         losses = torch.stack(parts).tolist()
         if norm is None:
             skipped.add(step, batches, losses)
+        elif average is not None:
+            average.update(engine.module)
 
         clips = sum(part.clips for part in plan.schedule.plan(step))
         log.step(step, total(batches, losses), clips, waited, lr, norm)

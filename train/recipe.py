@@ -222,6 +222,9 @@ class Recipe(DataRecipe):
     """The run ends when a greater share of a rank's clips could not be read."""
     max_skipped_steps: int = 20
     """A step whose loss or gradient is not finite is left out; the run ends when there are more than so many."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, which is evaluated beside them (metrics ema/{task}/{metric}) and kept in
+    checkpoints as ema.safetensors; every rank holds it, 4 bytes a parameter. 0: none; 0.9999 is usual for long runs."""
     log_every: int = 20
     save_every: int = 1000
     """Steps between checkpoints; one is always written at the end."""
@@ -299,6 +302,7 @@ def _check_training(recipe: Recipe, where: str) -> None:
     check(good, "keep_best", recipe.keep_best, "needs evaluations during training: give eval_every")
     check(recipe.cache.max_gb > 0, "cache.max_gb", recipe.cache.max_gb, "must be above 0")
     check(0 <= recipe.max_bad_share <= 1, "max_bad_share", recipe.max_bad_share, "must be a share from 0 to 1")
+    check(0 <= recipe.ema < 1, "ema", recipe.ema, "must be in [0, 1)")
     one_of(where, "precision", recipe.precision, ("fp32", "bf16"))
     one_of(where, "model.init.inflate", recipe.model.init.inflate, ("central_frame", "average"))
     optim = recipe.optim

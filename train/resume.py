@@ -6,6 +6,7 @@ from typing import Any
 
 from data.errors import UserError
 from train.checkpoint_files import CONFIG_FILE, read_state
+from train.ema import WeightAverage
 from train.engine import Engine
 from train.model import EXECUTION
 from train.recipe import Recipe, parse_recipe, recipe_differences
@@ -40,8 +41,14 @@ def recipe_changes(folder: Path | None, recipe: Recipe) -> list[str]:
     return differences
 
 
-def resume(folder: Path | None, engine: Engine, recipe: Recipe, config: dict[str, Any]) -> int:
-    """Loads a checkpoint of `Checkpoints.newest_intact` into `engine`; the number of steps done, 0 where it is None.
+def resume(
+    folder: Path | None,
+    engine: Engine,
+    recipe: Recipe,
+    config: dict[str, Any],
+    average: WeightAverage | None = None,
+) -> int:
+    """Loads a checkpoint of `Checkpoints.newest_intact` into `engine` and `average`; the number of steps done, 0 where it is None.
 
     Args:
         config: what `model_config` gave; its training sets and classes must be the checkpoint's.
@@ -54,6 +61,8 @@ def resume(folder: Path | None, engine: Engine, recipe: Recipe, config: dict[str
     recipe_changes(folder, recipe)
     _check_sets(folder, config)
     engine.load(folder)
+    if average is not None:
+        average.load(folder)
     return read_state(folder).step
 
 

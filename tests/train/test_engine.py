@@ -40,7 +40,7 @@ RESUMED = {
     "zero2": (ZERO2, 2, ["schedule=weighted", "steps=12", "model.drop_path_rate=0.2", "tasks.look.head.dropout=0.2"]),
     "zero3": (ZERO3, 5, ["schedule=weighted", "steps=12"]),
     "offload": (ZERO2_OFFLOAD, 5, ["schedule=accumulate", "steps=12"]),
-    "within a stage": (ZERO2, 8, STAGES),
+    "within a stage": (ZERO2, 8, [*STAGES, "ema=0.9"]),
     "between stages": (ZERO2, 7, STAGES),
 }
 """Configuration, steps before the interruption, overrides."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from data.batch import Batch, Example, collate
 from data.shards import ClassInfo
 from train.checkpoint import Checkpoints
+from train.ema import WeightAverage
 from train.engine import Engine, build_engine
 from train.launch import Rank, init_distributed
 from train.loop import StepPlan, train
@@ -92,7 +93,8 @@ def run_tiny(out: str, ds: str | None, overrides: list[str], until: int | None =
     recipe = tiny_recipe(out, *overrides)
     engine, config, tasks = build(recipe, rank, ds)
     checkpoints = Checkpoints(out, recipe.keep)
-    start = resume(checkpoints.newest_intact(rank), engine, recipe, config)
+    average = WeightAverage(engine.module, recipe.ema) if recipe.ema else None
+    start = resume(checkpoints.newest_intact(rank), engine, recipe, config, average)
     plan = StepPlan(recipe, rank.world)
 
     class Enough(Exception):
@@ -100,15 +102,17 @@ def run_tiny(out: str, ds: str | None, overrides: list[str], until: int | None =
 
     def after_step(done: int, last: bool) -> None:
         if done == until or last:
-            checkpoints.save(done, engine, recipe, config, rank)
+            checkpoints.save(done, engine, recipe, config, rank, average)
         if done == until:
             raise Enough
 
     log = RunLog(out, rank, recipe.steps, 1, start)
     with contextlib.suppress(Enough):
-        train(recipe, tasks, engine, plan, made_up_batches(recipe, plan, rank, start), rank, log, start, after_step)
+        batches = made_up_batches(recipe, plan, rank, start)
+        train(recipe, tasks, engine, plan, batches, rank, log, start, after_step, average=average)
     log.close()
-    return weights(engine)
+    averaged = {} if average is None else {f"ema/{name}": value for name, value in average.snapshot().items()}
+    return weights(engine) | averaged
 
 
 def weights(engine: Engine) -> dict[str, Tensor]:
