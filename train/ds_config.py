@@ -56,8 +56,8 @@ def deepspeed_config(path: str, recipe: Recipe) -> dict[str, Any]:
     _agree(where, autocast, "enabled", recipe.precision == "bf16", f"precision={recipe.precision}")
     if autocast["enabled"]:
         _agree(where, autocast, "dtype", "bfloat16", f"precision={recipe.precision}")
-        # Of the modules named here, all linear layers by default, gradients are rounded to bf16 before ranks sum them up.
-        # What runs in bf16 does not depend on it.
+        # Gradients of the modules named here, by default all linear layers, are rounded to bf16 before ranks sum them
+        # up. What runs in bf16 does not depend on it.
         autocast.setdefault("lower_precision_safe_modules", [])
     stage = config["zero_optimization"].get("stage", 0)
     if stage not in STAGES:
