@@ -48,8 +48,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--ema",
         action="store_true",
-        help="evaluate the moving average of the weights (recipe key ema) in their place; writes RUN/eval_ema (default: "
-        "the weights themselves)",
+        help="evaluate the moving average of the weights (recipe key ema); writes RUN/eval_ema in place of RUN/eval "
+        "(default: the weights themselves)",
     )
     p.add_argument("--ds", metavar="JSON", help="DeepSpeed's configuration, checked like in training (default: none)")
     p.add_argument(
@@ -108,11 +108,8 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
     if args.restart and rank.first:
         shutil.rmtree(kept, ignore_errors=True)
     options: dict[str, Any] = {"limit": args.limit, "average": args.view_average}
-    digest = rank.gather(
-        rank.together(
-            lambda: file_digest(weights / (EMA_FILE if args.ema else "model.safetensors")) if rank.first else ""
-        )
-    )[0]
+    file = weights / (EMA_FILE if args.ema else "model.safetensors")
+    digest = rank.gather(rank.together(lambda: file_digest(file) if rank.first else ""))[0]
 
     def evaluate(tasks: Sequence[Task], chance: bool = True) -> dict[str, Result]:
         folders = {task.name: kept / f"{task.name}-{identity(task, recipe, digest, options)}" for task in tasks}

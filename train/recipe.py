@@ -223,8 +223,8 @@ class Recipe(DataRecipe):
     max_skipped_steps: int = 20
     """A step whose loss or gradient is not finite is left out; the run ends when there are more than so many."""
     ema: float = 0.0
-    """Decay of a moving average of the weights, which is evaluated beside them (metrics ema/{task}/{metric}) and kept in
-    checkpoints as ema.safetensors; every rank holds it, 4 bytes a parameter. 0: none; 0.9999 is usual for long runs."""
+    """Decay of a moving average of the weights, evaluated beside them (metrics ema/{task}/{metric}) and kept in
+    checkpoints as ema.safetensors; every rank holds it, 4 bytes a parameter. 0: none."""
     log_every: int = 20
     save_every: int = 1000
     """Steps between checkpoints; one is always written at the end."""

@@ -48,7 +48,8 @@ def resume(
     config: dict[str, Any],
     average: WeightAverage | None = None,
 ) -> int:
-    """Loads a checkpoint of `Checkpoints.newest_intact` into `engine` and `average`; the number of steps done, 0 where it is None.
+    """Loads a checkpoint of `Checkpoints.newest_intact` into `engine` and `average`; the number of steps done, 0 where
+    it is None.
 
     Args:
         config: what `model_config` gave; its training sets and classes must be the checkpoint's.

@@ -34,8 +34,8 @@ __all__ = ["EVALUATORS", "Result", "check_metrics", "evaluate_all", "evaluate_ta
 
 
 def check_metrics(key: str, wanted: Sequence[str], tasks: Sequence[Task], ema: bool = False) -> None:
-    """Raises UserError unless `evaluate_all` will give all metrics that the recipe's `key` names, those of a moving average
-    of the weights among them where there is one."""
+    """Raises UserError unless evaluation gives all metrics that the recipe's `key` names. With `ema` those of a moving
+    average of the weights are among them."""
     known = [
         f"{task.name}/{name}"
         for task in tasks
