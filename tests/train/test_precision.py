@@ -85,6 +85,6 @@ def test_what_is_in_which_precision(tmp_path):
     fp32 = torch.float32
     assert seen == {
         **dict.fromkeys(("planes", "logits", "loss", "boxes"), fp32),
-        **dict.fromkeys(("gradients", "weights", "masters", "moments"), {fp32}),
+        **{key: {fp32} for key in ("gradients", "weights", "masters", "moments")},
     }
     assert exact, "box coordinates were rounded"
