@@ -167,8 +167,8 @@ class DeepSpeedEngine:
             for target, source in zip(model.parameters(), self.module.parameters(), strict=True):
                 with self._gathered([source]):
                     target.copy_(source)
-            for target, source in zip(model.buffers(), self.module.buffers(), strict=True):
-                target.copy_(source)
+            for buffer, held in zip(model.buffers(), self.module.buffers(), strict=True):
+                buffer.copy_(held)
         return model
 
     def restart(self) -> None:
