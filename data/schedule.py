@@ -117,6 +117,15 @@ class Schedule:
         own = self._own[task]
         return int(own[number]) if number < len(own) else self.steps
 
+    def stage(self, step: int) -> range:
+        """The steps of `task_by_task`'s block that `step` lies in; under other schedules those of the whole run."""
+        if self.name != "task_by_task":
+            return range(self.steps)
+        assert self._tasks is not None
+        task = self._tasks[step]
+        first, end = (int(np.searchsorted(self._tasks, task, side)) for side in ("left", "right"))
+        return range(first, end)
+
     def steps_of(self, task: int) -> int:
         """Number of the run's steps that train `task`."""
         return self.steps if self._tasks is None else int((self._tasks == task).sum())

@@ -29,6 +29,7 @@ from train.checkpoint_files import (
     write_atomically,
     write_part,
 )
+from train.ema import EMA_FILE, WeightAverage
 from train.engine import Engine
 from train.launch import Rank
 from train.optim_state import optimizer_file
@@ -101,13 +102,29 @@ class Checkpoints:
         self._name_latest(folder)
         return folder
 
-    def save(self, step: int, engine: Engine, recipe: Recipe, config: dict[str, Any], rank: Rank) -> Path:
+    def save(
+        self,
+        step: int,
+        engine: Engine,
+        recipe: Recipe,
+        config: dict[str, Any],
+        rank: Rank,
+        average: WeightAverage | None = None,
+    ) -> Path:
         """`begin` and `finish` in one: the checkpoint is there when this returns."""
-        self.begin(step, engine, recipe, config, rank)
+        self.begin(step, engine, recipe, config, rank, average)
         self.finish(rank)
         return self._final(step)
 
-    def begin(self, step: int, engine: Engine, recipe: Recipe, config: dict[str, Any], rank: Rank) -> None:
+    def begin(
+        self,
+        step: int,
+        engine: Engine,
+        recipe: Recipe,
+        config: dict[str, Any],
+        rank: Rank,
+        average: WeightAverage | None = None,
+    ) -> None:
         """Copies the state after `step` optimizer steps into host memory and begins to write it in a thread; called
         on every rank. `finish` must follow. A checkpoint of that step that is there already is left as it is.
 
@@ -134,7 +151,10 @@ class Checkpoints:
         weights, optimizer = engine.snapshot()
         document = model_document({name: tuple(t.shape) for name, t in weights.items()}, config) if rank.first else ""
         name = optimizer_file(rank.index, rank.world)
-        part = self._writer.submit(write_part, partial, {name: optimizer}, (weights, document) if rank.first else None)
+        files = {name: optimizer}
+        if average is not None and rank.first:
+            files[EMA_FILE] = average.snapshot()
+        part = self._writer.submit(write_part, partial, files, (weights, document) if rank.first else None)
         state = State(step, rank.world, dump_recipe(recipe))
         self._pending = Pending(final, partial, state, part)
 

@@ -4,8 +4,10 @@ The only file that knows DeepSpeed. Both engines take per-rank sums that are alr
 give the gradient of the same loss; the plain one, on one process, is the reference for the other.
 """
 
-import json
+import copy
 import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,21 +17,11 @@ from torch import Tensor, nn
 
 from data.errors import UserError
 from models import CofinetuneModel
+from train.ds_config import deepspeed_config
 from train.launch import Rank
-from train.optim import ActiveAdamW, set_step
+from train.optim import Optimizer, forget, set_step
 from train.optim_state import Piece, held_state, load_state, load_weights, whole_pieces
-from train.recipe import Recipe, project_path
-
-STAGES = (1, 2)
-OWNED = {
-    "train_batch_size": "tasks.NAME.batch",
-    "train_micro_batch_size_per_gpu": "tasks.NAME.micro_batch",
-    "gradient_accumulation_steps": "tasks.NAME.batch and micro_batch",
-    "optimizer": "optim",
-    "scheduler": "optim.schedule",
-}
-"""Keys of DeepSpeed's JSON that say what the recipe says, and the recipe's key for each."""
-
+from train.recipe import Recipe
 
 DAMAGE = (RuntimeError, ValueError, LookupError, OSError, TypeError, SafetensorError)
 """What loading a damaged checkpoint raises, or one of another model."""
@@ -37,7 +29,7 @@ State = dict[str, Tensor]
 
 
 class Engine(Protocol):
-    """What the loop asks of an engine. `module` is the bare model, for evaluation and export."""
+    """What the loop asks of an engine. `module` is the bare model; ZeRO's stage 3 leaves a part of it on each rank."""
 
     module: CofinetuneModel
 
@@ -49,6 +41,12 @@ class Engine(Protocol):
     def step(self, lr: float, lr_scales: dict[str, float]) -> float | None:
         """Updates the backbone and the heads of `lr_scales`' tasks. Returns the gradient's norm before clipping, or
         None when it was not finite and the step was left out."""
+
+    def whole(self) -> AbstractContextManager[CofinetuneModel]:
+        """The model with all its weights on this rank's device, to evaluate; called on every rank."""
+
+    def restart(self) -> None:
+        """Forgets what the optimizer knows of earlier steps, and keeps the weights; called on every rank."""
 
     def snapshot(self) -> tuple[State, State]:
         """Copies in host memory of the model's weights, on the first rank alone (elsewhere nothing), and of this rank's
@@ -65,7 +63,7 @@ class Engine(Protocol):
 class PlainEngine:
     """One process, plain PyTorch."""
 
-    def __init__(self, model: CofinetuneModel, optimizer: ActiveAdamW, recipe: Recipe, rank: Rank) -> None:
+    def __init__(self, model: CofinetuneModel, optimizer: Optimizer, recipe: Recipe, rank: Rank) -> None:
         if rank.world != 1:
             raise UserError(f"{rank.world} processes need DeepSpeed: add --ds ds_configs/zero2.json")
         self.module, self.optimizer, self.rank = model.to(rank.device), optimizer, rank
@@ -88,6 +86,12 @@ class PlainEngine:
         self.optimizer.zero_grad()
         return float(norm) if finite else None
 
+    def whole(self) -> AbstractContextManager[CofinetuneModel]:
+        return nullcontext(self.module)
+
+    def restart(self) -> None:
+        forget(self.optimizer)
+
     def snapshot(self) -> tuple[State, State]:
         return _copy(self.module), held_state(self.module, whole_pieces(self.optimizer))
 
@@ -100,14 +104,22 @@ class PlainEngine:
 
 
 class DeepSpeedEngine:
-    """DeepSpeed with ZeRO stage 1 or 2, on any number of processes."""
+    """DeepSpeed with ZeRO stage 1, 2 or 3, on any number of processes."""
 
     def __init__(
-        self, model: CofinetuneModel, optimizer: ActiveAdamW, recipe: Recipe, rank: Rank, config: dict[str, Any]
+        self,
+        model: CofinetuneModel,
+        optimizer: Optimizer,
+        recipe: Recipe,
+        rank: Rank,
+        config: dict[str, Any],
     ) -> None:
         deepspeed = _import_deepspeed()
         _check_values(deepspeed, config)
-        self.rank = rank
+        self.rank, self.stage = rank, config["zero_optimization"]["stage"]
+        self._gathered = deepspeed.zero.GatheredParameters
+        # Stage 3 takes the module's weights apart. Its copy has none, until it is asked for.
+        self._blank = copy.deepcopy(model).to("meta") if self.stage == 3 else None
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=config, dist_init_required=False
         )
@@ -125,24 +137,86 @@ class DeepSpeedEngine:
         set_step(self.engine.optimizer.param_groups, lr, lr_scales)
         skipped = self.engine.skipped_steps
         self.engine.step()
+        self._clear_gradients()
         if self.engine.skipped_steps != skipped:
             return None
         return float(self.engine.get_global_grad_norm())
 
+    def _clear_gradients(self) -> None:
+        """Stage 3, and stages 1 and 2 when offloaded, accumulate in buffers that they never clear: the first micro-step
+        overwrites what it has gradients for, the others add. A head's first micro-step is not the step's first, so what
+        its step before left would count again; under stage 3 also in the norm of all steps in between."""
+        zero = self.engine.optimizer
+        if self.stage == 3:
+            zero.grad_partitions_flat_buffer.zero_()
+        elif zero.cpu_offload:
+            for parameter in self.module.heads.parameters():  # the backbone is in every micro-step
+                buffer = zero.accumulated_grads_in_cpu.get(zero.get_param_id(parameter))
+                if buffer is not None:
+                    buffer.zero_()
+
+    @contextmanager
+    def whole(self) -> Iterator[CofinetuneModel]:
+        # Not the module itself under stage 3: its hooks would gather every layer in inference mode, which spoils it for
+        # training.
+        yield self.module if self._blank is None else self._assemble(self._blank, self.rank.device)
+
+    def _assemble(self, blank: CofinetuneModel, device: torch.device | str) -> CofinetuneModel:
+        model = copy.deepcopy(blank).to_empty(device=device)
+        with torch.no_grad():
+            for target, source in zip(model.parameters(), self.module.parameters(), strict=True):
+                with self._gathered([source]):
+                    target.copy_(source)
+            for buffer, held in zip(model.buffers(), self.module.buffers(), strict=True):
+                buffer.copy_(held)
+        return model
+
+    def restart(self) -> None:
+        forget(self.engine.optimizer.optimizer)
+
     def snapshot(self) -> tuple[State, State]:
-        return _copy(self.module) if self.rank.first else {}, held_state(self.module, self._pieces())
+        model = self.module if self._blank is None else self._assemble(self._blank, "cpu")
+        return _copy(model) if self.rank.first else {}, held_state(self.module, self._pieces())
 
     def load(self, folder: Path) -> None:
         try:
-            load_weights(self.module, folder)
+            if self._blank is None:
+                load_weights(self.module, folder)
+            else:
+                self._load_apart(copy.deepcopy(self._blank).to_empty(device="cpu"), folder)
             self.engine.optimizer.refresh_fp32_params()
             load_state(self.module, self._pieces(), folder)
         except DAMAGE as error:
             raise _damaged(folder, error) from error
 
+    def _load_apart(self, model: CofinetuneModel, folder: Path) -> None:
+        """The weights of stage 3, whose ranks hold parts; `model` is there to be filled with all of them."""
+
+        def read() -> None:
+            try:
+                load_weights(model, folder)
+            except DAMAGE as error:
+                raise _damaged(folder, error) from error
+
+        self.rank.together(read)  # or a rank that fails would leave the others waiting for it
+        with torch.no_grad():
+            for target, source in zip(self.module.parameters(), model.parameters(), strict=True):
+                with self._gathered([target], modifier_rank=0):
+                    if self.rank.first:
+                        target.copy_(source)
+
     def _pieces(self) -> list[Piece]:
-        """This rank's part of every parameter in ZeRO's flat partitions (stages 1 and 2)."""
+        """This rank's part of every parameter in ZeRO's flat partitions."""
         zero, pieces = self.engine.optimizer, []
+        if self.stage == 3:
+            for params, flat in zip(zero.fp16_groups, zero.fp32_partitioned_groups_flat, strict=True):
+                for parameter in params:
+                    _, here, most = zero.grad_position[zero.get_param_id(parameter)]
+                    inside = self.rank.index * most
+                    count = min(most, parameter.ds_numel - inside)  # the last rank's part is padded, or all padding
+                    place = (inside, here, count) if count > 0 else None
+                    pieces.append(Piece(parameter, parameter.ds_shape, flat, zero.optimizer.state, place))
+            return pieces
         for params, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
             for parameter in params:
                 part = parameter._hp_mapping
@@ -154,60 +228,11 @@ class DeepSpeedEngine:
         return pieces
 
 
-def build_engine(model: CofinetuneModel, optimizer: ActiveAdamW, recipe: Recipe, rank: Rank, ds: str | None) -> Engine:
+def build_engine(model: CofinetuneModel, optimizer: Optimizer, recipe: Recipe, rank: Rank, ds: str | None) -> Engine:
     """The engine of a run: DeepSpeed's with the JSON file `ds`, else the plain one."""
     if ds is None:
         return PlainEngine(model, optimizer, recipe, rank)
     return DeepSpeedEngine(model, optimizer, recipe, rank, deepspeed_config(ds, recipe))
-
-
-def deepspeed_config(path: str, recipe: Recipe) -> dict[str, Any]:
-    """Reads DeepSpeed's JSON and completes it from the recipe.
-
-    Raises:
-        UserError: no such file, not JSON, a ZeRO stage that is not supported, or a key that contradicts the recipe.
-    """
-    where = project_path(path)
-    try:
-        config = json.loads(where.read_text())
-    except FileNotFoundError:
-        raise UserError(f"no DeepSpeed configuration at {path}; the project's own are in ds_configs/") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not a DeepSpeed configuration ({error})") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{where}: must hold a JSON object")
-    for key, ours in OWNED.items():
-        if key in config and config[key] != "auto":
-            raise UserError(
-                f"{where}: {key}={json.dumps(config[key])} contradicts the recipe, which says this with {ours}; "
-                f"delete {key} from the JSON"
-            )
-        config.pop(key, None)
-    for key in ("zero_optimization", "data_types", "torch_autocast", "fp16", "bf16"):
-        if not isinstance(config.setdefault(key, {}), dict):
-            raise UserError(f"{where}: {key} must be an object, not {json.dumps(config[key])}")
-    _agree(where, config, "gradient_clipping", recipe.optim.clip_grad, "optim.clip_grad")
-    _agree(where, config, "managed_gradient_accumulation", False, "the loop, which accumulates over tasks")
-    _agree(where, config["data_types"], "grad_accum_dtype", "fp32", "the loop, which accumulates in fp32")
-    for key in ("fp16", "bf16"):
-        if config[key].get("enabled"):
-            raise UserError(
-                f"{where}: {key}.enabled contradicts precision={recipe.precision} of the recipe, under which "
-                f"parameters stay in fp32; delete {key} from the JSON and choose precision=fp32 or precision=bf16"
-            )
-    autocast = config["torch_autocast"]
-    _agree(where, autocast, "enabled", recipe.precision == "bf16", f"precision={recipe.precision}")
-    if autocast["enabled"]:
-        _agree(where, autocast, "dtype", "bfloat16", f"precision={recipe.precision}")
-    stage = config["zero_optimization"].get("stage", 0)
-    if stage not in STAGES:
-        raise UserError(f"{where}: zero_optimization.stage={stage}; supported are {', '.join(map(str, STAGES))}")
-    # Batches are ours; DeepSpeed only wants numbers that fit each other.
-    config |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
-    # Its list of tested optimizers goes by class name, and ours is a subclass of AdamW.
-    config |= {"zero_allow_untested_optimizer": True}
-    config.setdefault("steps_per_print", 10**9)
-    return config
 
 
 def _copy(module: nn.Module) -> State:
@@ -229,15 +254,6 @@ def _damaged(folder: Path, error: Exception) -> UserError:
         f"{folder} cannot be loaded ({type(error).__name__}: {reason}). It is of another model, or damaged: delete or "
         f"move {folder.name}, and --resume goes on from the checkpoint before it"
     )
-
-
-def _agree(where: Path, config: dict[str, Any], key: str, ours: Any, source: str) -> None:
-    if config.get(key, ours) != ours:
-        raise UserError(
-            f"{where}: {key}={json.dumps(config[key])} contradicts {json.dumps(ours)} of {source}; "
-            f"delete {key} from the JSON"
-        )
-    config[key] = ours
 
 
 def _import_deepspeed() -> Any:

@@ -21,7 +21,8 @@ from train.ava_classes import DEFAULT_CUTOFFS, frequency_masks
 from train.ava_inputs import manifest_counts
 from train.breakdown import number_or_null
 from train.checkpoint_files import find_weights, read_state, write_atomically
-from train.engine import deepspeed_config
+from train.ds_config import deepspeed_config
+from train.ema import EMA_FILE, use_average
 from train.evaluators import Result, evaluate_tasks
 from train.frame_map import DEFAULT_PROTOCOL
 from train.launch import Rank, command, init_distributed, parse_args
@@ -44,6 +45,12 @@ def parser() -> argparse.ArgumentParser:
         "--checkpoint", required=True, metavar="RUN", help="a run's folder (its newest checkpoint), or a checkpoint's"
     )
     p.add_argument("--recipe", metavar="YAML", help="whose tasks and views (default: the recipe that the run kept)")
+    p.add_argument(
+        "--ema",
+        action="store_true",
+        help="evaluate the moving average of the weights (recipe key ema); writes RUN/eval_ema in place of RUN/eval "
+        "(default: the weights themselves)",
+    )
     p.add_argument("--ds", metavar="JSON", help="DeepSpeed's configuration, checked like in training (default: none)")
     p.add_argument(
         "--tasks",
@@ -90,15 +97,19 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
     out = weights.parent.parent if weights.parent.name == "checkpoints" else weights
     recipe = rank.together(lambda: read_recipe(args, out, weights))
     model, config = rank.together(lambda: read_model(weights))
+    if args.ema:
+        rank.together(lambda: use_average(model, weights))
+    folder = out / ("eval_ema" if args.ema else "eval")
     names = [name for part in args.tasks or [] for name in part.split(",")]
     tasks = rank.together(lambda: open_validation(recipe, names, config, rank.first))
     model.to(rank.device)
 
-    kept = out / "eval" / "partial"
+    kept = folder / "partial"
     if args.restart and rank.first:
         shutil.rmtree(kept, ignore_errors=True)
     options: dict[str, Any] = {"limit": args.limit, "average": args.view_average}
-    digest = rank.gather(rank.together(lambda: file_digest(weights / "model.safetensors") if rank.first else ""))[0]
+    file = weights / (EMA_FILE if args.ema else "model.safetensors")
+    digest = rank.gather(rank.together(lambda: file_digest(file) if rank.first else ""))[0]
 
     def evaluate(tasks: Sequence[Task], chance: bool = True) -> dict[str, Result]:
         folders = {task.name: kept / f"{task.name}-{identity(task, recipe, digest, options)}" for task in tasks}
@@ -113,12 +124,12 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
     if rank.first:
         for task in tasks:
             results[task.name].metrics.update(frequency_metrics(task, results[task.name], args.cutoffs))
-    rank.together(lambda: write(out / "eval", weights, tasks, results) if rank.first else None)
+    rank.together(lambda: write(folder, weights, tasks, results) if rank.first else None)
     if rank.first:
         print(table(results))
         for line in lost_at_packing(tasks):
             print(line)
-        print(f"written: {out / 'eval' / 'metrics.json'}")
+        print(f"written: {folder / 'metrics.json'}")
         shutil.rmtree(kept, ignore_errors=True)
 
 

@@ -1,6 +1,7 @@
 """The training loop: take the step's plan; for each micro-batch loss and backward; one optimizer step; log."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,11 +15,13 @@ from data.errors import UserError
 from data.mixture import StepPlan
 from data.order import make_key
 from train.checkpoint_files import write_atomically
+from train.ema import WeightAverage
 from train.engine import Engine
 from train.launch import Rank, StopSignal, ToldError
 from train.optim import learning_rate
 from train.recipe import Recipe
 from train.run_log import RunLog
+from train.skipped import SkippedSteps
 from train.tasks import Task
 
 BUDGET_FLOOR = 1000
@@ -36,6 +39,7 @@ def train(
     start: int,
     after_step: Callable[[int, bool], None],
     stop: StopSignal | None = None,
+    average: WeightAverage | None = None,
 ) -> int:
     """Trains from step `start` to the recipe's last, or until a signal asks to stop.
 
@@ -43,16 +47,19 @@ def train(
         loader: this rank's micro-batches, as `plan.batches(start, rank.index)` orders them.
         after_step: called on every rank with the number of steps done, and whether it was the last.
         stop: what asks to stop; made here where it is not given.
+        average: takes in the weights after every step that was not left out.
 
     Returns:
         The number of steps done.
 
     Raises:
-        UserError: too many clips cannot be read, or the ranks do not agree on what they train.
+        UserError: too many clips cannot be read, too many steps have a loss or gradient that is not finite, or the
+            ranks do not agree on what they train.
         KeyboardInterrupt: stopped by Ctrl-C, so that what a script does next is not done with half a run.
     """
     by_name = {task.name: task for task in tasks}
     stop, ledger = stop or StopSignal(), Ledger(recipe, rank, log, start)
+    skipped = SkippedSteps(recipe, rank, log, start)
     stop.take_all()
     done = start
     for step in range(start, recipe.steps):
@@ -64,21 +71,33 @@ def train(
         ledger.add(step, batches)
         log.loaded(batches)
 
+        stage = plan.schedule.stage(step) if recipe.optim.per_stage else range(recipe.steps)
+        if step == stage.start > 0:
+            engine.restart()
+            if average is not None:
+                average.restart(engine.module)
+            log.say(f"stage {batches[0].task}, {len(stage)} steps: optimizer and learning rate begin anew")
         # Dropout is a function of the step, so that a resumed run goes on as the first one would have.
         torch.manual_seed(make_key(recipe.seed, "dropout", step, rank.index))
-        losses = {batch.task: torch.zeros((), device=rank.device) for batch in batches}
+        parts = []
         for batch in batches:
             task = by_name[batch.task]
             batch = batch.to(rank.device)
             logits = engine(task.name, batch.clips, batch.boxes, batch.box_clip)
             loss = task.loss(logits, batch) / weights[task.name]
-            engine.backward(loss * task.recipe.loss_weight)
-            losses[task.name] += loss.detach()
-        lr = learning_rate(step, recipe.steps, recipe.optim)
-        norm = engine.step(lr, {name: by_name[name].recipe.lr_scale for name in losses})
+            parts.append(loss.detach())
+            # One that is not finite on a rank makes the gradient so on all, which then leave the step out together.
+            engine.backward(loss * task.recipe.loss_weight * torch.where(parts[-1].isfinite(), 1.0, math.nan))
+        lr = learning_rate(step - stage.start, len(stage), recipe.optim)
+        norm = engine.step(lr, {batch.task: by_name[batch.task].recipe.lr_scale for batch in batches})
+        losses = torch.stack(parts).tolist()
+        if norm is None:
+            skipped.add(step, batches, losses)
+        elif average is not None:
+            average.update(engine.module)
 
         clips = sum(part.clips for part in plan.schedule.plan(step))
-        log.step(step, {name: float(loss) for name, loss in losses.items()}, clips, waited, lr, norm)
+        log.step(step, total(batches, losses), clips, waited, lr, norm)
         done = step + 1
         last = stopping or done == recipe.steps
         if last or done % recipe.save_every == 0:
@@ -91,6 +110,14 @@ def train(
     if done < recipe.steps and stop.name == "SIGINT":
         raise KeyboardInterrupt
     return done
+
+
+def total(batches: list[Batch], losses: list[float]) -> dict[str, float]:
+    """Each task's sum over micro-batches."""
+    sums = {batch.task: 0.0 for batch in batches}
+    for batch, loss in zip(batches, losses, strict=True):
+        sums[batch.task] += loss
+    return sums
 
 
 def agree(

@@ -11,9 +11,11 @@ from data.errors import UserError
 from data.loader import train_loader
 from train.checkpoint import Checkpoints
 from train.checkpoint_files import read_state
-from train.engine import build_engine, deepspeed_config
+from train.ds_config import deepspeed_config
+from train.ema import WeightAverage
+from train.engine import build_engine
 from train.environment import describe_environment, environment, write_environment
-from train.evaluators import check_metrics, evaluate_all
+from train.evaluators import EMA_PREFIX, check_metrics, evaluate_all
 from train.launch import Rank, StopSignal, command, init_distributed, parse_args
 from train.loop import StepPlan, train
 from train.model import build_model, describe_init, model_config
@@ -105,12 +107,13 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
     resumed = checkpoints.newest_intact(rank)
     changes = rank.together(lambda: recipe_changes(resumed, recipe))
     tasks = rank.together(lambda: open_tasks(recipe, check=rank.first, node=rank.node))
-    rank.together(lambda: check_metrics("keep_best", recipe.keep_best, tasks))
+    rank.together(lambda: check_metrics("keep_best", recipe.keep_best, tasks, recipe.ema > 0))
     config = rank.together(lambda: model_config(recipe, tasks, resumed))
     model = rank.together(lambda: build_model(recipe, config, init=resumed is None))
     optimizer = build_optimizer(model, len(model.backbone.blocks), recipe.optim)
     engine = rank.together(lambda: build_engine(model, optimizer, recipe, rank, args.ds))
-    start = rank.together(lambda: resume(resumed, engine, recipe, config))
+    average = WeightAverage(engine.module, recipe.ema) if recipe.ema else None
+    start = rank.together(lambda: resume(resumed, engine, recipe, config, average))
 
     found = environment(rank, start)
     log = rank.together(lambda: open_log(recipe, rank, start, found))
@@ -123,14 +126,19 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
 
     def save(done: int) -> None:
         finish(wait=True)
-        checkpoints.begin(done, engine, recipe, config, rank)
+        checkpoints.begin(done, engine, recipe, config, rank, average)
 
     def finish(wait: bool) -> None:
         if folder := checkpoints.finish(rank, wait):
             log.say(f"checkpoint {folder}")
 
     def evaluate(done: int) -> None:
-        metrics = evaluate_all(engine.module, tasks, rank, recipe)
+        with engine.whole() as model:
+            metrics = evaluate_all(model, tasks, rank, recipe)
+        if average is not None:
+            with average.applied(engine.module):
+                averaged = evaluate_all(engine.module, tasks, rank, recipe)
+            metrics |= {EMA_PREFIX + name: value for name, value in averaged.items()}
         log.metrics(done, metrics)
         if checkpoints.is_best(metrics, rank):
             save(done)
@@ -154,7 +162,7 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
         # Closed however the run ends: its workers are gone before the reason is told.
         dataset, batches = mixture(tasks, recipe, rank.node), plan.batches(start, rank.index)
         with closing(train_loader(dataset, batches, recipe.workers)) as loader:
-            done = train(recipe, tasks, engine, plan, iter(loader), rank, log, start, after_step, stop)
+            done = train(recipe, tasks, engine, plan, iter(loader), rank, log, start, after_step, stop, average)
         if done == recipe.steps:
             log.say(f"done: {done} steps; weights, log and TensorBoard in {recipe.out}")
     except KeyboardInterrupt:

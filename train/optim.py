@@ -4,17 +4,17 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models import layer_index, no_weight_decay
 from train.recipe import OptimRecipe
 
 
-class ActiveAdamW(torch.optim.AdamW):
-    """AdamW that leaves groups with `active` false alone: weights, moments and step counts.
+class _Active(torch.optim.Optimizer):
+    """Leaves groups with `active` false alone: weights, moments and step counts.
 
-    A head that a step does not train has a zero gradient, not none, under ZeRO. AdamW would still move it, by weight
-    decay and by what is left of its momentum.
+    A head that a step does not train has a zero gradient, not none, under ZeRO. The optimizer would still move it, by
+    weight decay and by what is left of its momentum.
     """
 
     def step(self, closure: Any = None) -> Any:
@@ -26,8 +26,19 @@ class ActiveAdamW(torch.optim.AdamW):
             self.param_groups = groups
 
 
-def build_optimizer(model: nn.Module, depth: int, recipe: OptimRecipe) -> ActiveAdamW:
-    """AdamW over groups that differ in task, layer or weight decay.
+class ActiveAdamW(_Active, torch.optim.AdamW):
+    """AdamW that keeps inactive groups still."""
+
+
+class ActiveSGD(_Active, torch.optim.SGD):
+    """SGD with momentum that keeps inactive groups still. Weight decay is added to the gradient, as in torch."""
+
+
+Optimizer = ActiveAdamW | ActiveSGD
+
+
+def build_optimizer(model: nn.Module, depth: int, recipe: OptimRecipe) -> Optimizer:
+    """The recipe's optimizer over groups that differ in task, layer or weight decay.
 
     Rules are timm's: no decay for vectors, embeddings and tokens; with `layer_decay` d, layer i learns at
     d ** (depth + 1 - i) times the rate. The embedding is layer 0, the final norm goes with the last block, and
@@ -53,12 +64,26 @@ def build_optimizer(model: nn.Module, depth: int, recipe: OptimRecipe) -> Active
             },
         )
         group["params"].append(parameter)
+    if recipe.name == "sgd":
+        return ActiveSGD(list(groups.values()), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
     betas = (recipe.betas[0], recipe.betas[1])
     return ActiveAdamW(list(groups.values()), lr=recipe.lr, betas=betas, fused=True)
 
 
+def forget(optimizer: torch.optim.Optimizer) -> None:
+    """Sets moments and step counts to zero, in place, for others hold them too: as if no step had been taken."""
+    with torch.no_grad():
+        for state in optimizer.state.values():
+            for key, value in state.items():
+                if isinstance(value, Tensor):
+                    value.zero_()
+                elif value is not None:
+                    state[key] = type(value)(0)
+
+
 def learning_rate(step: int, steps: int, recipe: OptimRecipe) -> float:
-    """The rate of optimizer step `step` (from 0) of `steps`: linear warm-up from near 0, then the recipe's schedule."""
+    """The rate of step `step` (from 0) of the run's or a stage's `steps`: linear warm-up from near 0, then the recipe's
+    schedule."""
     if step < recipe.warmup_steps:
         return recipe.lr * (step + 1) / recipe.warmup_steps
     if recipe.schedule == "constant":

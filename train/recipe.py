@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from data.recipe import ClipSize, DataRecipe, TaskSource, check_data, demand, one_of, parse, view_config
 from data.recipe_files import PROJECT, RECIPES, Layer, find_recipe, parse_layer, project_path, read_layers
+from data.schedule import apportion
 
 TOY_RECIPE = RECIPES / "toy.yaml"
 
@@ -165,18 +166,29 @@ class TaskRecipe(TaskSource):
 
 @dataclass
 class OptimRecipe:
-    """AdamW and its learning rate: linear warm-up, then cosine, linear or constant."""
+    """The optimizer and its learning rate: linear warm-up, then cosine, linear or constant."""
 
+    name: str = "adamw"
+    """adamw | sgd. The latter adds weight_decay times the weights to the gradient, as torch's SGD does."""
+    momentum: float = 0.9
+    """For sgd."""
+    nesterov: bool = False
+    """For sgd: Nesterov's momentum."""
     lr: float = 1e-3
     min_lr: float = 0.0
     warmup_steps: int = 0
     schedule: str = "cosine"
     weight_decay: float = 0.05
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    """For adamw."""
     layer_decay: float = 1.0
     """A block's learning rate is this times the next one's; 1 switches it off."""
     clip_grad: float = 1.0
     """Largest norm of the gradient; 0 switches clipping off."""
+    per_stage: bool = False
+    """For the schedule task_by_task: each task's steps are like a run of their own that takes over the backbone. The
+    optimizer's state begins anew, and so does the learning rate, with warm-up and decay over the task's own steps.
+    False: one optimizer and one learning-rate schedule over all tasks."""
 
 
 @dataclass
@@ -208,6 +220,11 @@ class Recipe(DataRecipe):
     cache: CacheRecipe = field(default_factory=CacheRecipe)
     max_bad_share: float = 0.01
     """The run ends when a greater share of a rank's clips could not be read."""
+    max_skipped_steps: int = 20
+    """A step whose loss or gradient is not finite is left out; the run ends when there are more than so many."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, evaluated beside them (metrics ema/{task}/{metric}) and kept in
+    checkpoints as ema.safetensors; every rank holds it, 4 bytes a parameter. 0: none."""
     log_every: int = 20
     save_every: int = 1000
     """Steps between checkpoints; one is always written at the end."""
@@ -279,20 +296,32 @@ def _check_training(recipe: Recipe, where: str) -> None:
             check(not isinstance(value, float) or math.isfinite(value), key, number, "must be finite")
     for key in ("log_every", "save_every", "keep", "eval_batch"):
         check(getattr(recipe, key) >= 1, key, getattr(recipe, key), "must be at least 1")
-    check(recipe.eval_every >= 0, "eval_every", recipe.eval_every, "must not be below 0")
+    for key in ("eval_every", "max_skipped_steps"):
+        check(getattr(recipe, key) >= 0, key, getattr(recipe, key), "must not be below 0")
     good = not recipe.keep_best or recipe.eval_every > 0
     check(good, "keep_best", recipe.keep_best, "needs evaluations during training: give eval_every")
     check(recipe.cache.max_gb > 0, "cache.max_gb", recipe.cache.max_gb, "must be above 0")
     check(0 <= recipe.max_bad_share <= 1, "max_bad_share", recipe.max_bad_share, "must be a share from 0 to 1")
+    check(0 <= recipe.ema < 1, "ema", recipe.ema, "must be in [0, 1)")
     one_of(where, "precision", recipe.precision, ("fp32", "bf16"))
     one_of(where, "model.init.inflate", recipe.model.init.inflate, ("central_frame", "average"))
     optim = recipe.optim
+    one_of(where, "optim.name", optim.name, ("adamw", "sgd"))
+    check(0 <= optim.momentum < 1, "optim.momentum", optim.momentum, "must be in [0, 1)")
+    check(not optim.nesterov or optim.momentum > 0, "optim.nesterov", optim.nesterov, "needs optim.momentum above 0")
     one_of(where, "optim.schedule", optim.schedule, ("cosine", "linear", "constant"))
     check(optim.lr > 0, "optim.lr", optim.lr, "must be above 0")
     check(0 <= optim.min_lr <= optim.lr, "optim.min_lr", optim.min_lr, "must be from 0 to optim.lr")
     check(0 < optim.layer_decay <= 1, "optim.layer_decay", optim.layer_decay, "must be in (0, 1]")
     for key in ("clip_grad", "weight_decay", "warmup_steps"):
         check(getattr(optim, key) >= 0, f"optim.{key}", getattr(optim, key), "must not be below 0")
+    staged = optim.per_stage and recipe.schedule != "task_by_task"
+    check(not staged, "optim.per_stage", optim.per_stage, f"is for schedule=task_by_task, not {recipe.schedule}")
+    if optim.per_stage and any(task.share for task in recipe.tasks.values()):
+        steps = apportion(recipe.steps, [task.share for task in recipe.tasks.values()])
+        for name, count in zip(recipe.tasks, steps, strict=True):
+            expected = f"must be below the {count} steps of tasks.{name}, over which each stage warms up and decays"
+            check(count == 0 or optim.warmup_steps < count, "optim.warmup_steps", optim.warmup_steps, expected)
     good = len(optim.betas) == 2 and all(0 <= beta < 1 for beta in optim.betas)
     check(good, "optim.betas", optim.betas, "must be two numbers in [0, 1)")
     for name, task in recipe.tasks.items():

@@ -6,13 +6,14 @@ from typing import Any
 
 from data.errors import UserError
 from train.checkpoint_files import CONFIG_FILE, read_state
+from train.ema import WeightAverage
 from train.engine import Engine
 from train.model import EXECUTION
 from train.recipe import Recipe, parse_recipe, recipe_differences
 
 HARMLESS = {
-    *("name", "out", "data_root", "workers", "max_bad_share", "log_every", "save_every", "keep", "keep_best"),
-    *("eval_every", "eval_batch", "cache.folder", "cache.max_gb", "cache.whole_shards"),
+    *("name", "out", "data_root", "workers", "max_bad_share", "max_skipped_steps", "log_every", "save_every", "keep"),
+    *("keep_best", "eval_every", "eval_batch", "cache.folder", "cache.max_gb", "cache.whole_shards"),
     *(f"model.{key}" for key in EXECUTION),
 }
 """Keys of a recipe that may change when a run goes on: what is learned does not depend on them, rounding aside."""
@@ -40,8 +41,15 @@ def recipe_changes(folder: Path | None, recipe: Recipe) -> list[str]:
     return differences
 
 
-def resume(folder: Path | None, engine: Engine, recipe: Recipe, config: dict[str, Any]) -> int:
-    """Loads a checkpoint of `Checkpoints.newest_intact` into `engine`; the number of steps done, 0 where it is None.
+def resume(
+    folder: Path | None,
+    engine: Engine,
+    recipe: Recipe,
+    config: dict[str, Any],
+    average: WeightAverage | None = None,
+) -> int:
+    """Loads a checkpoint of `Checkpoints.newest_intact` into `engine` and `average`; the number of steps done, 0 where
+    it is None.
 
     Args:
         config: what `model_config` gave; its training sets and classes must be the checkpoint's.
@@ -54,6 +62,8 @@ def resume(folder: Path | None, engine: Engine, recipe: Recipe, config: dict[str
     recipe_changes(folder, recipe)
     _check_sets(folder, config)
     engine.load(folder)
+    if average is not None:
+        average.load(folder)
     return read_state(folder).step
 
 

@@ -124,11 +124,12 @@ class RunLog:
 
         Args:
             losses: this rank's part of each task's mean loss over the global batch; the sum over ranks is the mean.
+                Those of a skipped step are in no mean.
             clips: global clips of the step.
             waited: seconds that this rank waited for data.
             norm: the gradient's norm, None for a skipped step.
         """
-        for task, loss in losses.items():
+        for task, loss in losses.items() if norm is not None else ():
             self._losses.setdefault(task, []).append(loss)
         self._clips, self._waited, self._count = self._clips + clips, self._waited + waited, self._count + 1
         if norm is None:
@@ -167,7 +168,7 @@ class RunLog:
             f"step {done}/{self.steps}  "
             + "  ".join(f"{task} {loss:.3f}" for task, loss in losses.items())
             + f"  lr {lr:.2e}  |g| {norm:.2f}  {self._clips / elapsed:.0f} clips/s  data wait {wait:.0%}"
-            + (f"  {self._skipped} steps skipped (gradient not finite)" if self._skipped else "")
+            + (f"  {self._skipped} steps skipped (not finite)" if self._skipped else "")
             + f"  left {duration(left)}"
         )
         self._since = time.monotonic()

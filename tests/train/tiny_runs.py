@@ -11,6 +11,7 @@ from torch import Tensor
 from data.batch import Batch, Example, collate
 from data.shards import ClassInfo
 from train.checkpoint import Checkpoints
+from train.ema import WeightAverage
 from train.engine import Engine, build_engine
 from train.launch import Rank, init_distributed
 from train.loop import StepPlan, train
@@ -21,8 +22,9 @@ from train.resume import resume
 from train.run_log import RunLog
 from train.tasks import Task
 
-ZERO2 = str(PROJECT / "ds_configs" / "zero2.json")
-ZERO1 = str(PROJECT / "ds_configs" / "zero1.json")
+ZERO1, ZERO2, ZERO2_OFFLOAD, ZERO3 = (
+    str(PROJECT / "ds_configs" / f"{name}.json") for name in ("zero1", "zero2", "zero2_offload", "zero3")
+)
 CLASSES = {"look": 5, "where": 4, "other": 3}
 
 RECIPE = """
@@ -35,7 +37,9 @@ model: {{name: vit_tiny, embed_dim: 32, depth: 2, num_heads: 2, num_frames: 4, i
 optim: {{lr: 0.003, warmup_steps: 3, layer_decay: 0.7, clip_grad: 0.5}}
 tasks:
   look: {{kind: classification, shards: none, batch: 8, micro_batch: 4, share: 2}}
-  where: {{kind: localisation, shards: none, batch: 4, micro_batch: 2, loss_weight: 3, lr_scale: 0.5}}
+  where:
+    {{kind: localisation, shards: none, batch: 4, micro_batch: 2, loss_weight: 3, lr_scale: 0.5,
+      head: {{roi_size: 3, context_heads: 2}}}}
   other: {{kind: classification, shards: none, batch: 4, micro_batch: 8, share: 0.5}}
 """
 
@@ -53,7 +57,7 @@ def tiny_tasks(recipe: Recipe) -> list[Task]:
 
 def made_up(recipe: Recipe, name: str, position: int) -> Example:
     """A clip that only the task and the position decide; localisation clips hold none to three boxes."""
-    draw = torch.Generator().manual_seed(1000 * list(recipe.tasks).index(name) + position)
+    draw = torch.Generator().manual_seed(1000 * list(CLASSES).index(name) + position)
     size = recipe.model.image_size
     clip = torch.randint(0, 256, (3, recipe.model.num_frames, size, size), dtype=torch.uint8, generator=draw)
     if recipe.tasks[name].kind == "classification":
@@ -89,7 +93,8 @@ def run_tiny(out: str, ds: str | None, overrides: list[str], until: int | None =
     recipe = tiny_recipe(out, *overrides)
     engine, config, tasks = build(recipe, rank, ds)
     checkpoints = Checkpoints(out, recipe.keep)
-    start = resume(checkpoints.newest_intact(rank), engine, recipe, config)
+    average = WeightAverage(engine.module, recipe.ema) if recipe.ema else None
+    start = resume(checkpoints.newest_intact(rank), engine, recipe, config, average)
     plan = StepPlan(recipe, rank.world)
 
     class Enough(Exception):
@@ -97,15 +102,22 @@ def run_tiny(out: str, ds: str | None, overrides: list[str], until: int | None =
 
     def after_step(done: int, last: bool) -> None:
         if done == until or last:
-            checkpoints.save(done, engine, recipe, config, rank)
+            checkpoints.save(done, engine, recipe, config, rank, average)
         if done == until:
             raise Enough
 
     log = RunLog(out, rank, recipe.steps, 1, start)
     with contextlib.suppress(Enough):
-        train(recipe, tasks, engine, plan, made_up_batches(recipe, plan, rank, start), rank, log, start, after_step)
+        batches = made_up_batches(recipe, plan, rank, start)
+        train(recipe, tasks, engine, plan, batches, rank, log, start, after_step, average=average)
     log.close()
-    return {name: value.detach().clone() for name, value in engine.module.state_dict().items()}
+    averaged = {} if average is None else {f"ema/{name}": value for name, value in average.snapshot().items()}
+    return weights(engine) | averaged
+
+
+def weights(engine: Engine) -> dict[str, Tensor]:
+    with engine.whole() as model:
+        return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
 def run_several(jobs: list[tuple[str, str | None, list[str], int | None]]) -> list[dict[str, Tensor]]:

@@ -24,20 +24,26 @@ EVALUATORS: dict[str, ModuleType] = {"classification": classification, "localisa
 """Each has `columns(data)`, what it collects, `evaluate(model, data, collected, rank, settings)`, and
 `metric_names(classes)`."""
 
+EMA_PREFIX = "ema/"
+"""Of the names of metrics that a moving average of the weights has."""
+
 SPARSE_SHARE = 0.25
 """Below this share of a set, remote examples are read one by one and not with their whole shards."""
 
 __all__ = ["EVALUATORS", "Result", "check_metrics", "evaluate_all", "evaluate_tasks"]
 
 
-def check_metrics(key: str, wanted: Sequence[str], tasks: Sequence[Task]) -> None:
-    """Raises UserError unless `evaluate_all` will give all metrics that the recipe's `key` names."""
+def check_metrics(key: str, wanted: Sequence[str], tasks: Sequence[Task], ema: bool = False) -> None:
+    """Raises UserError unless evaluation gives all metrics that the recipe's `key` names. With `ema` those of a moving
+    average of the weights are among them."""
     known = [
         f"{task.name}/{name}"
         for task in tasks
         if task.val
         for name in EVALUATORS[task.val.kind].metric_names(task.classes)
     ]
+    if ema:
+        known += [EMA_PREFIX + name for name in known]
     for name in wanted:
         if name not in known:
             raise UserError(f"{key}: {name} is no metric of this recipe's validation sets: {', '.join(known)}")
