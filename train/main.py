@@ -9,6 +9,7 @@ from typing import Any
 from data.decode import require_ffmpeg
 from data.errors import UserError
 from data.loader import train_loader
+from models.flops import task_cost
 from train.checkpoint import Checkpoints
 from train.checkpoint_files import read_state
 from train.ds_config import deepspeed_config
@@ -27,9 +28,9 @@ from train.run_log import RunLog, describe
 from train.tasks import mixture, open_tasks
 
 
-def open_log(recipe: Recipe, rank: Rank, start: int, found: dict[str, Any]) -> RunLog:
+def open_log(recipe: Recipe, rank: Rank, start: int, found: dict[str, Any], flops: dict[str, float]) -> RunLog:
     """Begins the log in the run's folder, and leaves recipe and environment there."""
-    log = RunLog(recipe.out, rank, recipe.steps, recipe.log_every, start)
+    log = RunLog(recipe.out, rank, recipe.steps, recipe.log_every, start, flops)
     if rank.first:
         (Path(recipe.out) / "recipe.yaml").write_text(dump_recipe(recipe))
         write_environment(recipe.out, found)
@@ -110,13 +111,14 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
     rank.together(lambda: check_metrics("keep_best", recipe.keep_best, tasks, recipe.ema > 0))
     config = rank.together(lambda: model_config(recipe, tasks, resumed))
     model = rank.together(lambda: build_model(recipe, config, init=resumed is None))
+    flops = {name: float(task_cost(model, name).training_flops) for name in recipe.tasks}
     optimizer = build_optimizer(model, len(model.backbone.blocks), recipe.optim)
     engine = rank.together(lambda: build_engine(model, optimizer, recipe, rank, args.ds))
     average = WeightAverage(engine.module, recipe.ema) if recipe.ema else None
     start = rank.together(lambda: resume(resumed, engine, recipe, config, average))
 
     found = environment(rank, start)
-    log = rank.together(lambda: open_log(recipe, rank, start, found))
+    log = rank.together(lambda: open_log(recipe, rank, start, found, flops))
     log.say(describe(recipe, tasks, rank, args.ds, start))
     log.say(describe_environment(found))
     if changes:

@@ -2,11 +2,13 @@
 
 import contextlib
 import fcntl
+import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from data.batch import Batch
@@ -53,12 +55,22 @@ class RunLog:
         rank: all ranks collect, the first one writes.
         steps: steps of the whole run, for the time that is left.
         start: step at which this process begins; TensorBoard's later points, of a run that was cut off, are dropped.
+        training_flops: of each task, the operations of one clip forward and backward (models/flops.py).
 
     Raises:
         UserError: the folder cannot be written, at first or later, or another run is writing to it.
     """
 
-    def __init__(self, run: str | Path, rank: Rank, steps: int, every: int, start: int) -> None:
+    def __init__(
+        self,
+        run: str | Path,
+        rank: Rank,
+        steps: int,
+        every: int,
+        start: int,
+        training_flops: Mapping[str, float] | None = None,
+    ) -> None:
+        self.flops = training_flops or {}
         self.rank, self.steps, self.every, self.start = rank, steps, every, start
         self.folder, self.file, self.board = Path(run), None, None
         if rank.first:
@@ -147,12 +159,12 @@ class RunLog:
 
     def _tell(self, done: int, lr: float) -> None:
         now = time.monotonic()
-        parts = self.rank.gather((self._losses, self._waited, self._counts))
-        losses = {task: _mean(task, [part for part, _, _ in parts]) for task in self._losses}
+        parts = self.rank.gather((self._losses, self._waited, self._counts, self._memory()))
+        losses = {task: _mean(task, [part for part, *_ in parts]) for task in self._losses}
         elapsed = max(now - self._since, 1e-9)
-        wait = sum(waited for _, waited, _ in parts) / len(parts) / elapsed
+        wait = sum(waited for _, waited, *_ in parts) / len(parts) / elapsed
         counts: dict[str, dict[str, float]] = {}
-        for _, _, part in parts:
+        for _, _, part, _ in parts:
             for task, own in part.items():
                 add(counts.setdefault(task, {}), own)
         norm = sum(self._norms) / len(self._norms) if self._norms else float("nan")
@@ -162,6 +174,11 @@ class RunLog:
             for task, own in counts.items():
                 scalars |= {f"data/{task}/{name}": value for name, value in figures(own, elapsed).items()}
             scalars |= {"speed/clips_per_second": self._clips / elapsed, "speed/data_wait_share": wait}
+            if self.flops:
+                done_flops = sum(own.get("clips", 0) * self.flops[task] for task, own in counts.items())
+                scalars["speed/tflops_per_rank"] = done_flops / elapsed / len(parts) / 1e12
+            memory = [part for *_, part in parts]
+            scalars |= {f"memory/{name}": max(part[name] for part in memory) for name in memory[0]}
             self._plot(scalars, done)
         left = (now - self._begin) / (done - self.start) * (self.steps - done)
         self.say(
@@ -173,6 +190,13 @@ class RunLog:
         )
         self._since = time.monotonic()
         self._reset()
+
+    def _memory(self) -> dict[str, float]:
+        """The most that this rank has held so far, in 10^9 bytes."""
+        held = {"process_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
+        if self.rank.device.type == "cuda":
+            held["device_gb"] = torch.cuda.max_memory_allocated(self.rank.device) / 1e9
+        return held
 
     def _plot(self, scalars: dict[str, Any], step: int) -> None:
         assert self.board is not None

@@ -4,10 +4,13 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from data.batch import Batch
 from data.errors import UserError
 from train.launch import Rank
 from train.run_log import RunLog
@@ -29,6 +32,23 @@ def test_a_full_disk_is_told(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, old)
+
+
+def test_rate_and_memory_are_plotted(tmp_path, monkeypatch):
+    log = RunLog(tmp_path, ALONE, steps=2, every=1, start=0, training_flops={"look": 2e12, "where": 1e12})
+    clips = torch.zeros(3, 3, 1, 2, 2, dtype=torch.uint8)
+    for task in ("look", "where"):
+        log.loaded([Batch(task, clips, ["a"] * 3, torch.arange(3), torch.zeros(3), counts={"clips": 3.0})])
+    now = log._since
+    monkeypatch.setattr(time, "monotonic", lambda: now + 2.0)
+    log.step(0, {"look": 1.0, "where": 1.0}, 6, 0.1, 1e-3, 1.0)
+    log.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    (rate,) = board.Scalars("speed/tflops_per_rank")
+    # Three clips of 2 TFLOP and three of 1 in two seconds.
+    assert rate.value == pytest.approx(4.5)
+    (memory,) = board.Scalars("memory/process_gb")
+    assert memory.value == pytest.approx(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, rel=0.2)
 
 
 def test_a_folder_that_is_a_file_is_told(tmp_path):
