@@ -136,7 +136,8 @@ class StopSignal:
     """
 
     def __init__(self) -> None:
-        self.name: str | None = None
+        self.number = 0
+        """The signal that came last, 0 for none."""
         signal.signal(signal.SIGUSR1, self._receive)
 
     def take_all(self) -> None:
@@ -146,9 +147,9 @@ class StopSignal:
             signal.signal(signal.SIGHUP, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.name is not None:
+        if number == signal.SIGINT and self.number:
             raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
+        self.number = number
 
 
 def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -67,7 +68,7 @@ def train(
         began = time.monotonic()
         batches = [next(loader) for _ in plan.micro_steps(step, rank.index)]
         waited = time.monotonic() - began
-        weights, stopping = agree(step, batches, by_name, rank, stop.name is not None)
+        weights, stopping = agree(step, batches, by_name, rank, stop.number)
         ledger.add(step, batches)
         log.loaded(batches)
 
@@ -99,15 +100,15 @@ def train(
         clips = sum(part.clips for part in plan.schedule.plan(step))
         log.step(step, total(batches, losses), clips, waited, lr, norm)
         done = step + 1
-        last = stopping or done == recipe.steps
+        last = bool(stopping) or done == recipe.steps
         if last or done % recipe.save_every == 0:
             ledger.keep(done)
         after_step(done, last)
         if stopping:
-            log.say(f"stopped by {stop.name or 'a signal to another rank'} after step {done}; --resume goes on")
+            log.say(f"stopped by {signal.Signals(stopping).name} after step {done}; --resume goes on")
             break
     ledger.close()
-    if done < recipe.steps and stop.name == "SIGINT":
+    if done < recipe.steps and stop.number == signal.SIGINT:
         raise KeyboardInterrupt
     return done
 
@@ -120,20 +121,19 @@ def total(batches: list[Batch], losses: list[float]) -> dict[str, float]:
     return sums
 
 
-def agree(
-    step: int, batches: list[Batch], tasks: dict[str, Task], rank: Rank, stop: bool
-) -> tuple[dict[str, int], bool]:
+def agree(step: int, batches: list[Batch], tasks: dict[str, Task], rank: Rank, stop: int) -> tuple[dict[str, int], int]:
     """Compares the step across ranks, and sums what its losses are divided by.
 
     ZeRO reduces gradients by their place in a bucket: ranks that run different heads in one micro-step would give
     wrong gradients without any error, so the order of tasks is compared before it is run.
 
     Returns:
-        The number of clips or boxes of each task in the global batch (at least 1), and whether any rank wants to stop.
+        The number of clips or boxes of each task in the global batch (at least 1), and the number of the signal that
+        asks any rank to stop, or 0.
     """
     names = [batch.task for batch in batches]
     # Half a key: all-gathered as int64.
-    mine = [step, make_key(*names) >> 1, int(stop)] + [0] * len(tasks)
+    mine = [step, make_key(*names) >> 1, stop] + [0] * len(tasks)
     place = {name: 3 + i for i, name in enumerate(tasks)}
     for batch in batches:
         mine[place[batch.task]] += tasks[batch.task].weight(batch)
@@ -151,7 +151,7 @@ def agree(
             + "\nstart all ranks with the same recipe, shards and version"
         )
     totals = table.sum(dim=0).tolist()
-    return {name: max(int(totals[i]), 1) for name, i in place.items()}, bool(totals[2])
+    return {name: max(int(totals[i]), 1) for name, i in place.items()}, int(table[:, 2].max())
 
 
 class Ledger:

@@ -35,6 +35,8 @@ class Stuck(MixtureDataset):
 
 def main():
     stop = StopSignal() if {graceful} else None
+    if stop:
+        stop.take_all()
     sets = Stuck([task(ShardSet({prefix!r}))], mixture(task(ShardSet({prefix!r}))).orders, 0)
     with closing(train_loader(sets, ([(0, p)] for p in range(10**9)), workers=2)) as loader:
         for number, batch in enumerate(loader):
@@ -42,7 +44,7 @@ def main():
                 print(*children(), flush=True)
             if number == 20 and {raises}:
                 raise LookupError("a defect of the run")
-            if stop and stop.name:
+            if stop and stop.number:
                 return
             if not {raises}:
                 time.sleep(0.1)

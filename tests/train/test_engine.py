@@ -1,6 +1,7 @@
 """ZeRO on several ranks against plain PyTorch on one: same weights, same resumption, same errors."""
 
 import json
+import signal
 from typing import Any
 
 import pytest
@@ -114,11 +115,11 @@ def planted_disagreement(out):
     recipe = tiny_recipe(out)
     tasks = {task.name: task for task in build(recipe, rank, ZERO2)[2]}
     batches = list(made_up_batches(recipe, StepPlan(recipe, rank.world), rank, 19))
-    agree(19, batches, tasks, rank, False)
+    agree(19, batches, tasks, rank, 0)
     if rank.index == 1:
         batches.reverse()
     try:
-        agree(19, batches, tasks, rank, False)
+        agree(19, batches, tasks, rank, 0)
     except ToldError as error:
         return str(error)
     return ""
@@ -135,7 +136,7 @@ def counted(out, stop_rank):
     recipe = tiny_recipe(out)
     tasks = {task.name: task for task in build(recipe, rank, ZERO2)[2]}
     batches = list(made_up_batches(recipe, StepPlan(recipe, rank.world), rank, 19))
-    weights, stopping = agree(19, batches, tasks, rank, rank.index == stop_rank)
+    weights, stopping = agree(19, batches, tasks, rank, signal.SIGTERM if rank.index == stop_rank else 0)
     return weights, stopping, sum(len(batch.labels) for batch in batches if batch.task == "where")
 
 
@@ -144,7 +145,7 @@ def test_agree_counts_over_all_ranks_and_one_signal_stops_all(tmp_path):
     assert first[:2] == second[:2]
     assert first[0]["look"] == 8 and first[0]["where"] == first[2] + second[2]
     assert first[2] != second[2], "equal counts: the test says nothing about unequal ones"
-    assert first[1] is True
+    assert first[1] == signal.SIGTERM
 
 
 @pytest.mark.parametrize(
