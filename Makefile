@@ -84,7 +84,7 @@ demo: setup
 	@echo "checkpoint   $(RUN)/checkpoints/$$(cat $(RUN)/checkpoints/latest)"
 	@echo "metrics      $(RUN)/eval/metrics.json"
 
-BENCH ?= packing packing_plan loader loader_scale loader_memory index_scale model ava_map
+BENCH ?= packing packing_plan loader loader_scale loader_memory index_scale model ava_map train_step
 
 bench: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
