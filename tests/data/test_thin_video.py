@@ -20,7 +20,7 @@ PACKED = ("-bf", "1", "-b_strategy", "0", "-b-pyramid", "none", "-g", "30", "-sc
 SUITED = {
     "as packed": PACKED,
     "no b-frames": ("-bf", "0", "-g", "12"),
-    "b-frames that others depend on": ("-bf", "4", "-b-pyramid", "normal", "-g", "25"),
+    "b-frames that others depend on": ("-bf", "4", "-b_strategy", "0", "-b-pyramid", "strict", "-g", "25"),
     "one key frame": (
         "-g",
         "250",
@@ -93,6 +93,14 @@ def test_an_edit_list_that_leaves_frames_out_is_not_overlooked(tmp_path):
     shown = len(VideoDecoder(cut, seek_mode="exact"))
     indices = np.arange(0, shown, 2)
     assert torch.equal(decode(cut.read_bytes(), indices, shown), frames_of(cut.read_bytes(), indices))
+
+
+def test_an_edit_list_that_begins_elsewhere_is_not_overlooked():
+    file = bytearray(video(SUITED["as packed"]))
+    start = file.index(b"elst") + 4 + 12  # after version, count and duration
+    assert thin(bytes(file), np.array([0, 2]), FRAMES) is not None
+    file[start : start + 4] = (int.from_bytes(file[start : start + 4]) + 1024).to_bytes(4)
+    assert thin(bytes(file), np.array([0, 2]), FRAMES) is None
 
 
 def test_another_number_of_frames_is_left_to_the_decoder():
