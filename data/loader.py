@@ -75,7 +75,7 @@ ORPHAN_S = 0.2
 END_S = 5.0
 """A killed worker ends at once, unless a file system that does not answer holds it in the kernel; then nobody waits."""
 
-TRIM_CLIPS = 64
+TRIM_CLIPS = 8
 """Clips of a worker after which it gives unused memory back: clips of all sizes leave holes between what stays, so
 that what is kept would grow for hours."""
 
