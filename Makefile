@@ -1,7 +1,7 @@
-# make setup | demo | test | lint | bench | clean. Every line that it runs is one that a user can type.
+# make setup | demo | test | lint | bench | reproduce | clean. Every line that it runs is one that a user can type.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint bench reproduce clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,6 +21,7 @@ help:
 	@echo "make test    set-up, then all tests"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   all benchmarks, each a table against peers; minutes each (BENCH=loader: one of benchmarks/)"
+	@echo "make reproduce   co-finetuning against transfer learning, with a report; hours, goes on where it was (QUICK=1: 15 minutes)"
 	@echo "make clean   removes the demo's files (demo/), not .venv"
 
 setup:
@@ -89,6 +90,9 @@ BENCH ?= packing packing_plan loader loader_scale loader_memory index_scale mode
 bench: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
 	for name in $(BENCH); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+reproduce: setup
+	$(BIN)/python -m benchmarks.reproduce $(if $(QUICK),--quick)
 
 clean:
 	rm -rf demo

@@ -1,0 +1,96 @@
+"""Does co-finetuning beat transfer learning here? Trains all regimes on the toy world and writes a report.
+
+    python -m benchmarks.reproduce [--quick] [--jobs N]      (make reproduce, make reproduce QUICK=1)
+
+The protocol, fixed before the runs, is docs/reproduce.md. Each finished run leaves a record, RESULTS/runs/*.json, and
+the report is made of these alone: RESULTS/report.md and its pictures. The same command goes on where it was stopped,
+and does nothing again that has a record. Records of another protocol or world are left out.
+"""
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import torch
+
+from benchmarks.loader import machine as machine_name
+from benchmarks.reproduce.protocol import FULL, QUICK, WORLD_SEED
+from benchmarks.reproduce.report import write_report
+from benchmarks.reproduce.runs import Laboratory, Machine
+from benchmarks.reproduce.trials import run_all
+from benchmarks.reproduce.world import make_world, world_identity
+from data.decode import require_ffmpeg
+from data.errors import UserError
+from data.recipe_files import PROJECT
+
+
+def main() -> int:
+    signal.signal(signal.SIGTERM, _interrupt)
+    arguments = _parser().parse_args()
+    plan, name = (QUICK, "reproduce_quick") if arguments.quick else (FULL, "reproduce")
+    results = arguments.results or PROJECT / "benchmarks" / "results" / name
+    work = arguments.work or PROJECT / "runs" / name
+    try:
+        require_ffmpeg()
+        machine, world = _machine(arguments.jobs), world_identity(plan.size, WORLD_SEED)
+        laboratory = Laboratory(work.resolve(), results / "runs", work.resolve() / "shards", world, plan, machine)
+        if not arguments.report_only:
+            print(f"{machine.name}: {machine.jobs} runs at a time", flush=True)
+            make_world(work, plan.size, WORLD_SEED)
+            run_all(laboratory)
+        command = shlex.join(["python", "-m", "benchmarks.reproduce", *sys.argv[1:]])
+        print(write_report(results, plan, laboratory.records_found(), command))
+        print(f"written: {results / 'report.md'}")
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it was", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.reproduce",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "--quick", action="store_true", help="the small world, few regimes, two seeds, no tuning: 15 minutes on 2 cores"
+    )
+    shown = "trainings at a time (default: one on a GPU, else one per CPU core)"
+    add("--jobs", type=int, metavar="N", help=shown)
+    shown = "for the world, checkpoints and logs; may be deleted afterwards (default: runs/reproduce, with --quick"
+    add("--work", type=Path, metavar="DIR", help=f"{shown} runs/reproduce_quick)")
+    shown = "for records and report (default: benchmarks/results/reproduce, with --quick reproduce_quick there)"
+    add("--results", type=Path, metavar="DIR", help=shown)
+    add("--report-only", action="store_true", help="write the report of the records there are; nothing is trained")
+    return parser
+
+
+def _machine(jobs: int | None) -> Machine:
+    if jobs is not None and jobs < 1:
+        raise UserError(f"--jobs {jobs}: expected 1 or more")
+    cores = len(os.sched_getaffinity(0))
+    name = machine_name(cores)
+    if torch.cuda.is_available():
+        jobs = jobs or 1
+        return Machine(f"{torch.cuda.get_device_name()}, {name}", jobs, 1, max(1, min(8, (cores - 1) // jobs)))
+    jobs = jobs or cores
+    # A training that decodes its own clips fills a core; more threads or loader processes would only share it.
+    return Machine(name, jobs, max(1, cores // jobs), 0 if jobs >= cores else 1)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

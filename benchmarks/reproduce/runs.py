@@ -1,0 +1,247 @@
+"""Runs: trains, evaluates and records each once, several at a time, and goes on where an earlier call was cut off."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.reproduce.protocol import (
+    DOWNSTREAM,
+    HEAD,
+    REGIMES,
+    TAIL,
+    Plan,
+    Regime,
+    Setting,
+    identity,
+    write_recipe,
+)
+from benchmarks.reproduce.records import Record, headline, read_curves, read_resamples, read_test
+from data.errors import UserError
+from data.recipe_files import PROJECT
+from train.checkpoint_files import write_atomically
+from train.environment import checkout
+from train.run_log import duration
+
+CLIPS_A_SECOND = 60.0
+"""Of one job on a core of the machine that docs/reproduce.md names: what the first estimate goes by."""
+_LAST_LINES = 15
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How runs are spread: `jobs` at a time, each with `threads` CPU threads and `workers` loader processes."""
+
+    name: str
+    jobs: int
+    threads: int
+    workers: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """One regime with one setting and seed. A trial is scored on `tune`, any other run on `test`."""
+
+    regime: Regime
+    setting: Setting
+    seed: int
+    trial: bool = False
+
+    @property
+    def name(self) -> str:
+        if self.trial:
+            return f"{self.regime.name}-trial-{self.setting.lr:g}-{self.setting.schedule}"
+        return f"{self.regime.name}-seed{self.seed}"
+
+
+def run_of(record: Record) -> Run:
+    """The run that left a record."""
+    return Run(REGIMES[record["regime"]], Setting(**record["setting"]), record["seed"], record["trial"])
+
+
+class Laboratory:
+    """Where runs are done and kept.
+
+    Args:
+        folder: for checkpoints and logs; it may be deleted when all is done.
+        records: the folder of the records.
+        shards: the packed world, and `world` what names it.
+    """
+
+    def __init__(
+        self, folder: Path, records: Path, shards: Path, world: dict[str, Any], plan: Plan, machine: Machine
+    ) -> None:
+        self.folder, self.records, self.shards, self.world = folder, records, shards, world
+        self.plan, self.machine = plan, machine
+        self.git = checkout(PROJECT)
+        self._processes: set[subprocess.Popen[bytes]] = set()
+        self._lock, self._ending = threading.Lock(), False
+
+    def record_of(self, run: Run) -> Record | None:
+        """What a finished run left; None where it is still to be done, or was of another protocol or world."""
+        try:
+            record: Record = json.loads((self.records / f"{run.name}.json").read_text())
+        except FileNotFoundError:
+            return None
+        return record if record["identity"] == self._identity(run) else None
+
+    def records_found(self) -> list[Record]:
+        """All records of this protocol and world, trials included, by name."""
+        found = [json.loads(path.read_text()) for path in sorted(self.records.glob("*.json"))]
+        return [record for record in found if record["identity"] == self._identity(run_of(record))]
+
+    def clips(self, runs: Sequence[Run]) -> int:
+        """Of those that are still to be done."""
+        return sum(run.regime.total_clips(self.plan.rounds, run.seed) for run in runs if self.record_of(run) is None)
+
+    def do(self, runs: Sequence[Run], what: str, later: int = 0) -> list[Record]:
+        """The records of all runs, in their order; those that are missing are made.
+
+        Args:
+            what: these runs are, for the lines that tell how far they are.
+            later: clips of what will follow, for the time that is left.
+
+        Raises:
+            UserError: a run failed; says which, and the end of its log.
+        """
+        left = [run for run in runs if self.record_of(run) is None]
+        pool = ThreadPoolExecutor(self.machine.jobs)
+        try:
+            futures: dict[Future[None], Run] = {pool.submit(self._do, run): run for run in left}
+            waiting = set(futures)
+            while waiting:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                    record = self.record_of(futures[future])
+                    assert record is not None
+                    told = f"{futures[future].name}: {headline(record)}, {duration(record['seconds'])}"
+                    number, rest = len(runs) - len(waiting), self.clips([futures[each] for each in waiting])
+                    self.tell(f"{what} {number}/{len(runs)}  {told}", rest + later)
+        except BaseException:
+            self._end()
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+        return [record for run in runs if (record := self.record_of(run)) is not None]
+
+    def tell(self, line: str, clips: int) -> None:
+        """Prints a line, with the time that so many clips will take at the rate of this machine's runs so far."""
+        records = [json.loads(path.read_text()) for path in self.records.glob("*.json")]
+        own = [record for record in records if record["machine"] == self.machine.name]
+        rate = sum(map(_clips, own)) / sum(record["seconds"] for record in own) if own else CLIPS_A_SECOND
+        left = duration(clips / rate / self.machine.jobs)
+        print(f"{time.strftime('%H:%M:%S')}  {line}  left {left}" + ("" if own else " (a guess)"), flush=True)
+
+    def _identity(self, run: Run) -> str:
+        return identity(run.regime, self.plan, run.setting, run.seed, self.world)
+
+    def _do(self, run: Run) -> None:
+        folder = self.folder / f"{run.name}-{self._identity(run)}"
+        folder.mkdir(parents=True, exist_ok=True)
+        trained: list[Path] = []
+        for number, training in enumerate(run.regime.trainings):
+            out, recipe = folder / f"training-{number}", folder / f"training-{number}.yaml"
+            write_recipe(
+                training,
+                recipe,
+                out=out,
+                shards=self.shards,
+                rounds=self.plan.rounds,
+                setting=run.setting,
+                seed=run.seed,
+                workers=self.machine.workers,
+                init=trained[-1] if trained else None,
+            )
+            self._command(folder, "train/main.py", "--recipe", str(recipe), "--resume")
+            if not run.trial:
+                sets = [f"tasks.{task}.val_shards={self.shards / f'{task}-heldout'}" for task in training.tasks]
+                cutoffs = ["--cutoffs", str(TAIL), str(HEAD)]
+                self._command(folder, "train/evaluate.py", "--checkpoint", str(out), *cutoffs, *sets)
+            trained.append(out)
+        record: Record = {
+            "identity": self._identity(run),
+            "regime": run.regime.name,
+            "seed": run.seed,
+            "trial": run.trial,
+            "setting": asdict(run.setting),
+            "clips": run.regime.seen(self.plan.rounds, run.seed),
+            "steps": [training.steps(self.plan.rounds) for training in run.regime.trainings],
+            "seconds": round(sum(map(_seconds, trained)), 1),
+            "machine": self.machine.name,
+            "git": self.git,
+            "curves": [read_curves(out) for out in trained],
+        }
+        if not run.trial:
+            record["test"] = read_test(trained[-1])
+            if len(trained) > 1:
+                record["test_before_transfer"] = read_test(trained[-2])
+            if DOWNSTREAM in record["test"]:
+                counts = record["test"][DOWNSTREAM]["training_counts"]
+                record["resamples"] = read_resamples(trained[-1], DOWNSTREAM, counts, (TAIL, HEAD))
+        self.records.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.records / f"{run.name}.json", json.dumps(record) + "\n")
+
+    def _command(self, folder: Path, script: str, *arguments: str) -> None:
+        """Runs one of the project's programs; what it says goes to FOLDER/log.txt.
+
+        Raises:
+            UserError: it failed. KeyboardInterrupt: all is to end.
+        """
+        log = folder / "log.txt"
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.machine.threads)}
+        with log.open("ab") as file, self._lock:
+            if self._ending:
+                raise KeyboardInterrupt
+            process = subprocess.Popen(
+                [sys.executable, str(PROJECT / script), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
+            self._processes.add(process)
+        code = process.wait()
+        with self._lock:
+            self._processes.discard(process)
+        if self._ending:
+            raise KeyboardInterrupt
+        if code:
+            lines = log.read_text(errors="replace").splitlines()[-_LAST_LINES:]
+            raise UserError("\n".join([f"{script} ended with exit code {code}; {log} ends with:", *lines]))
+
+    def _end(self) -> None:
+        """Asks what runs to save and end, so that the next call goes on from there."""
+        with self._lock:
+            self._ending = True
+            for process in self._processes:
+                with contextlib.suppress(OSError):
+                    process.send_signal(signal.SIGTERM)
+
+
+def _clips(record: Record) -> int:
+    return sum(record["clips"].values())
+
+
+def _seconds(training: Path) -> float:
+    """From the first to the last line of a training's log, pauses between its starts left out."""
+    spent, last = 0.0, None
+    for line in (training / "log.txt").read_text().splitlines():
+        try:
+            stamp = time.mktime(time.strptime(line[:19], "%Y-%m-%d %H:%M:%S"))
+        except ValueError:
+            continue
+        begins = " steps, schedule " in line
+        if last is not None and not begins:
+            spent += stamp - last
+        last = stamp
+    return spent

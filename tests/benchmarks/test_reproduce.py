@@ -1,0 +1,268 @@
+"""`make reproduce`: regimes see the same clips from the same first weights; the report says what the files say."""
+
+import dataclasses
+import json
+import math
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from scipy import stats
+
+from benchmarks.reproduce import runs as runs_module
+from benchmarks.reproduce.intervals import difference, mean_of
+from benchmarks.reproduce.pictures import ava_curve
+from benchmarks.reproduce.protocol import (
+    CANDIDATES,
+    CORE,
+    DOWNSTREAM,
+    FULL,
+    LEARNING_RATES,
+    QUICK,
+    REGIMES,
+    ROUND,
+    TASKS,
+    TRIAL_SEED,
+    UPSTREAM,
+    Plan,
+    Setting,
+    write_recipe,
+)
+from benchmarks.reproduce.records import PARTS, final_metric
+from benchmarks.reproduce.report import holm, write_report
+from benchmarks.reproduce.runs import Laboratory, Machine, Run
+from benchmarks.reproduce.trials import chosen_settings, run_all
+from benchmarks.reproduce.world import _rows_of_movies, in_part
+from data.errors import UserError
+from data.schedule import Schedule
+from models import create_model
+from train.checkpoint_files import write_atomically
+from train.recipe import load_recipe
+
+MIXED = [name for name, regime in REGIMES.items() if set(regime.seen(20, 0)) == set(TASKS)]
+PLAN = Plan("small", 20, (0, 1, 2), (CORE, ("kinetics_only",)), tuned=True)
+MACHINE = Machine("a machine", 2, 1, 0)
+
+
+def recipes(name: str, tmp_path: Path, rounds: int = 20, seed: int = 0):
+    """The recipes of a regime's trainings, as the trainer reads them."""
+    result, before = [], None
+    for number, training in enumerate(REGIMES[name].trainings):
+        out = tmp_path / f"{name}-{number}"
+        write_recipe(
+            training,
+            tmp_path / f"{name}-{number}.yaml",
+            out=out,
+            shards=tmp_path / "shards",
+            rounds=rounds,
+            setting=Setting(1e-3, "constant"),
+            seed=seed,
+            workers=0,
+            init=before,
+        )
+        result.append(load_recipe(tmp_path / f"{name}-{number}.yaml"))
+        before = out
+    return result
+
+
+@pytest.mark.parametrize("name", REGIMES)
+def test_a_regimes_recipes_take_the_clips_it_is_said_to_see(name, tmp_path):
+    taken: Counter[str] = Counter()
+    for recipe in recipes(name, tmp_path, rounds=40, seed=3):
+        tasks = list(recipe.tasks.values())
+        batches = [task.batch for task in tasks]
+        schedule = Schedule(recipe.schedule, batches, recipe.steps, recipe.seed, [task.share for task in tasks])
+        for step in range(recipe.steps):
+            for part in schedule.plan(step):
+                taken[list(recipe.tasks)[part.task]] += part.clips
+    assert dict(taken) == REGIMES[name].seen(40, 3)
+
+
+@pytest.mark.parametrize("name", [name for name in MIXED if name != "uniform"])
+def test_mixed_regimes_see_the_same_clips(name):
+    assert REGIMES[name].seen(60, 1) == {task: clips * 60 for task, clips in ROUND.items()}
+
+
+def test_uniform_sees_them_on_average():
+    seen = [REGIMES["uniform"].seen(300, seed) for seed in range(20)]
+    for task, clips in ROUND.items():
+        assert np.mean([own[task] for own in seen]) == pytest.approx(300 * clips, rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["ava_only", "with_kinetics", "with_kinetics_moments"])
+def test_regimes_without_some_sets_see_as_many_clips_in_all(name):
+    assert REGIMES[name].total_clips(60, 0) == 60 * sum(ROUND.values())
+
+
+@pytest.mark.parametrize("task", UPSTREAM)
+def test_a_set_alone_is_trained_on_as_often_as_in_the_mixture(task):
+    assert REGIMES[f"{task}_only"].seen(60, 0) == {task: 60 * ROUND[task]}
+
+
+def test_all_regimes_have_the_toy_recipes_model_views_and_losses_and_differ_in_nothing_else(tmp_path):
+    toy = load_recipe()
+    for name in REGIMES:
+        for number, recipe in enumerate(recipes(name, tmp_path)):
+            init = recipe.model.init.source
+            assert (init is None) == (number == 0)
+            recipe.model.init.source = None
+            assert recipe.model == toy.model
+            assert (recipe.optim.weight_decay, recipe.optim.clip_grad) == (toy.optim.weight_decay, toy.optim.clip_grad)
+            for task, own in recipe.tasks.items():
+                assert (own.view, own.head) == (toy.tasks[task].view, toy.tasks[task].head)
+                assert own.loss_weight == toy.tasks[task].loss_weight
+                assert own.val_shards == str(tmp_path / "shards" / f"{task}-tune")
+
+
+def test_the_backbone_starts_from_the_same_weights_in_every_regime(tmp_path):
+    first = {}
+    for name in REGIMES:
+        recipe = recipes(name, tmp_path)[0]
+        config = OmegaConf.to_container(OmegaConf.structured(recipe.model))
+        backbone = {k: v for k, v in config.items() if v is not None and k not in ("init", "attention", "compile")}
+        for key in ("mean", "std", "subtract_mean_frame", "grad_checkpointing"):
+            backbone.pop(key)
+        torch.manual_seed(recipe.seed)
+        heads = {task: {"kind": own.kind, "num_classes": 5} for task, own in recipe.tasks.items()}
+        model = create_model({"backbone": backbone, "heads": heads, "mean": [0.5] * 3, "std": [0.5] * 3})
+        first[name] = model.backbone.state_dict()
+    for name, weights in first.items():
+        for key, value in weights.items():
+            assert torch.equal(value, first["accumulate"][key]), (name, key)
+
+
+def test_every_tuned_regime_has_as_many_trials_with_a_seed_that_does_not_count():
+    assert all(REGIMES[regime.tuned].tuned == regime.tuned for regime in REGIMES.values())
+    assert TRIAL_SEED not in (*FULL.seeds, *QUICK.seeds)
+    assert set(FULL.regimes) == set(REGIMES) and len(FULL.seeds) >= 5
+
+
+def test_the_parts_of_a_validation_set_are_disjoint_and_whole():
+    assert [number for number in range(8) if in_part(number, "tune")] == [0, 4]
+    assert [number for number in range(8) if in_part(number, "heldout")] == [1, 2, 3, 5, 6, 7]
+    text = "".join(f"movie{number},0902,0.1,0.1,0.9,0.9,{number + row},1\n" for number in range(6) for row in range(3))
+    parts = [_rows_of_movies(text, part) for part in ("tune", "heldout")]
+    assert sorted("".join(parts).splitlines()) == sorted(text.splitlines())
+    movies = [{line.partition(",")[0] for line in part.splitlines()} for part in parts]
+    assert movies == [{"movie0", "movie4"}, {"movie1", "movie2", "movie3", "movie5"}]
+
+
+def test_intervals_are_students():
+    values = [0.21, 0.25, 0.19, 0.26, 0.22]
+    low, high = stats.t.interval(0.95, 4, loc=np.mean(values), scale=stats.sem(values))
+    mean = mean_of(values)
+    assert (mean.value, mean.low, mean.high) == pytest.approx((0.226, low, high))
+    # By hand: 2.776 standard errors at four degrees of freedom.
+    assert mean.half == pytest.approx(2.7764 * np.std(values, ddof=1) / math.sqrt(5), rel=1e-4)
+
+
+def test_differences_are_paired_by_seed_and_by_draw():
+    ours, theirs = [0.30, 0.20, 0.40], [0.28, 0.19, 0.37]
+    own = difference(ours, theirs, ([[0.3, 0.5]] * 3, [[0.1, 0.2]] * 3))
+    assert own.each == pytest.approx((0.02, 0.01, 0.03))
+    assert own.over_seeds.value == pytest.approx(0.02)
+    assert own.p == pytest.approx(stats.ttest_1samp(own.each, 0).pvalue)
+    # The draws are compared one by one: never 0.5 with 0.1.
+    assert own.movies == pytest.approx((0.2 + 0.025 * 0.1, 0.3 - 0.025 * 0.1))
+    with pytest.raises(ValueError):
+        difference([1.0], [1.0, 2.0])
+
+
+def test_holms_correction():
+    # By hand: 0.01 x 4, 0.02 x 3, then 0.03 x 2 which must not fall below what came before, and 0.5 x 1.
+    assert holm([0.03, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
+    assert math.isnan(holm([float("nan"), 0.01])[0])
+
+
+class Pretender(Laboratory):
+    """Writes records without training: AVA's mAP is a function of regime, setting and seed."""
+
+    def _do(self, run: Run) -> None:
+        gain = {"accumulate": 0.05, "weighted": 0.02}.get(run.regime.name, 0.0)
+        score = 0.2 + gain + 0.01 * run.setting.lr / 1e-3 - 0.05 * (run.setting.schedule == "constant")
+        score += 0.001 * ((run.seed * 7 + len(run.regime.name)) % 5)
+        tasks = run.regime.tasks
+        metric = "ava/mAP" if DOWNSTREAM in tasks else f"{tasks[0]}/top1"
+        steps = [training.steps(self.plan.rounds) for training in run.regime.trainings]
+        record = {
+            **{"identity": self._identity(run), "regime": run.regime.name, "seed": run.seed, "trial": run.trial},
+            **{"setting": dataclasses.asdict(run.setting), "clips": run.regime.seen(self.plan.rounds, run.seed)},
+            **{"steps": steps, "seconds": 100.0, "machine": self.machine.name, "git": None},
+            "curves": [{metric: [[count // 2, 0.1], [count, score]]} for count in steps],
+        }
+        if not run.trial:
+            ava = {
+                "mAP": score,
+                "mAP/head (> 1000)": 0.5,
+                "mAP/mid (100 to 1000)": 0.3,
+                "mAP/tail (< 100)": score - 0.1,
+            }
+            own = {"metrics": ava, "per_class": {"sit": 0.5, "jump": score}, "training_counts": {"11": 2000, "7": 30}}
+            record["test"] = {task: own if task == DOWNSTREAM else {"metrics": {"top1": score}} for task in tasks}
+            record["test_before_transfer"] = {task: {"metrics": {"top1": 0.5}} for task in UPSTREAM}
+            if DOWNSTREAM in tasks:
+                record["resamples"] = {"movies": 3, "mAP": {part: [score, score] for part in ("all", *PARTS)}}
+        self.records.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.records / f"{run.name}.json", json.dumps(record))
+
+
+def laboratory(tmp_path: Path, plan: Plan = PLAN, kind=Pretender, world: int = 0) -> Laboratory:
+    return kind(tmp_path, tmp_path / "runs", tmp_path / "shards", {"seed": world}, plan, MACHINE)
+
+
+def test_the_report_says_what_the_records_say(tmp_path, capsys):
+    lab = laboratory(tmp_path)
+    run_all(lab)
+    records = lab.records_found()
+    assert len(records) == 6 * (len(LEARNING_RATES) + 1) + 6 * 3
+    assert chosen_settings(records) == dict.fromkeys(PLAN.regimes, Setting(4e-3))
+    told = write_report(tmp_path, PLAN, records, "a command")
+    report = (tmp_path / "report.md").read_text()
+    assert told in report and told.count("is above") == 2 * len(CANDIDATES)
+    values = [final_metric(r, "ava", "mAP") for r in records if r["regime"] == "accumulate" and not r["trial"]]
+    row = next(line for line in report.splitlines() if line.startswith("| co-finetuning, accumulate | 3 |"))
+    assert f"| {100 * np.mean(values):.1f} ± {100 * mean_of(values).half:.1f} |" in row and "0.004 cosine" in row
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in re.findall(r"\((\w+\.png)\)", report))
+    # Planted: a run whose setting is not the chosen one is not averaged in.
+    path = lab.records / "weighted-seed1.json"
+    changed = json.loads(path.read_text())
+    changed["setting"]["lr"] = 1e-3
+    changed["identity"] = lab._identity(runs_module.run_of(changed))
+    path.write_text(json.dumps(changed))
+    write_report(tmp_path, PLAN, lab.records_found(), "a command")
+    report = (tmp_path / "report.md").read_text()
+    assert "weighted-seed1" in report and "| co-finetuning, weighted | 2 |" in report
+
+
+def test_goes_on_with_what_has_no_record_and_never_takes_one_of_another_world(tmp_path, monkeypatch, capsys):
+    lab = laboratory(tmp_path)
+    run_all(lab)
+    (lab.records / "accumulate-seed2.json").unlink()
+    done = []
+    monkeypatch.setattr(Pretender, "_do", lambda self, run, do=Pretender._do: (done.append(run.name), do(self, run)))
+    run_all(lab)
+    assert done == ["accumulate-seed2"]
+    assert laboratory(tmp_path, world=1).records_found() == []
+    with pytest.raises(UserError, match="no records"):
+        write_report(tmp_path, PLAN, [], "a command")
+
+
+def test_a_run_that_fails_ends_all_with_its_log(tmp_path, monkeypatch):
+    lab = laboratory(tmp_path, kind=Laboratory)
+    run = Run(REGIMES["ava_only"], Setting(1e-3), 0)
+    with pytest.raises(
+        UserError, match=r"train/main.py ended with exit code 1; .*log.txt ends with:\n(.*\n)*.*ava-train"
+    ):
+        lab.do([run], "runs")
+    assert lab.record_of(run) is None
+
+
+def test_learning_curves_go_over_all_trainings():
+    steps = [training.steps(20) for training in REGIMES["transfer_joint"].trainings]
+    curves = [{"kinetics/top1": [[steps[0], 0.5]]}, {"ava/mAP": [[steps[1] // 2, 0.1], [steps[1], 0.2]]}]
+    run = {"regime": "transfer_joint", "clips": REGIMES["transfer_joint"].seen(20, 0), "steps": steps, "curves": curves}
+    assert ava_curve(run) == [(960 + 320, 0.1), (1600, 0.2)]
