@@ -100,8 +100,8 @@ class Laboratory:
         return [record for record in found if record["identity"] == self._identity(run_of(record))]
 
     def clips(self, runs: Sequence[Run]) -> int:
-        """Of those that are still to be done."""
-        return sum(run.regime.total_clips(self.plan.rounds, run.seed) for run in runs if self.record_of(run) is None)
+        """What those will see that are still to be done."""
+        return sum(self.seen(run) for run in runs if self.record_of(run) is None)
 
     def do(self, runs: Sequence[Run], what: str, later: int = 0) -> list[Record]:
         """The records of all runs, in their order; those that are missing are made.
@@ -142,13 +142,18 @@ class Laboratory:
         left = duration(clips / rate / self.machine.jobs)
         print(f"{time.strftime('%H:%M:%S')}  {line}  left {left}" + ("" if own else " (a guess)"), flush=True)
 
+    def seen(self, run: Run) -> int:
+        """Clips of a run."""
+        return run.regime.total_clips(self.plan.rounds_of(run.trial), run.seed)
+
     def _identity(self, run: Run) -> str:
-        return identity(run.regime, self.plan, run.setting, run.seed, self.world)
+        return identity(run.regime, self.plan.rounds_of(run.trial), run.setting, run.seed, self.world)
 
     def _do(self, run: Run) -> None:
         folder = self.folder / f"{run.name}-{self._identity(run)}"
         folder.mkdir(parents=True, exist_ok=True)
         trained: list[Path] = []
+        rounds = self.plan.rounds_of(run.trial)
         for number, training in enumerate(run.regime.trainings):
             out, recipe = folder / f"training-{number}", folder / f"training-{number}.yaml"
             write_recipe(
@@ -156,7 +161,7 @@ class Laboratory:
                 recipe,
                 out=out,
                 shards=self.shards,
-                rounds=self.plan.rounds,
+                rounds=rounds,
                 setting=run.setting,
                 seed=run.seed,
                 workers=self.machine.workers,
@@ -174,8 +179,8 @@ class Laboratory:
             "seed": run.seed,
             "trial": run.trial,
             "setting": asdict(run.setting),
-            "clips": run.regime.seen(self.plan.rounds, run.seed),
-            "steps": [training.steps(self.plan.rounds) for training in run.regime.trainings],
+            "clips": run.regime.seen(rounds, run.seed),
+            "steps": [training.steps(rounds) for training in run.regime.trainings],
             "seconds": round(sum(map(_seconds, trained)), 1),
             "machine": self.machine.name,
             "git": self.git,

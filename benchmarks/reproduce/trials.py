@@ -31,7 +31,7 @@ def _tune(laboratory: Laboratory, phase: Sequence[str], later: int) -> dict[str,
     own = [REGIMES[name] for name in phase if REGIMES[name].tuned == name]
     after = laboratory.clips(_runs(laboratory, phase, {}))
     cosine = [Run(regime, Setting(rate), TRIAL_SEED, trial=True) for regime in own for rate in LEARNING_RATES]
-    last = sum(regime.total_clips(laboratory.plan.rounds, TRIAL_SEED) for regime in own)
+    last = sum(map(laboratory.seen, cosine)) // len(LEARNING_RATES)
     laboratory.do(cosine, "trials of the learning rate", later + after + last)
     best = chosen_settings([r for r in laboratory.records_found() if r["setting"]["schedule"] == Setting.schedule])
     other = [dataclasses.replace(best[regime.name], schedule=OTHER_SCHEDULE) for regime in own]
@@ -64,11 +64,7 @@ def _runs(laboratory: Laboratory, phase: Sequence[str], settings: dict[str, Sett
 
 def _clips(laboratory: Laboratory, phase: Sequence[str]) -> int:
     """Of a phase's trials and runs, done or not."""
-    plan = laboratory.plan
-    trials = len(LEARNING_RATES) + 1 if plan.tuned else 0
-    total = 0
-    for name in phase:
-        regime = REGIMES[name]
-        times = len(plan.seeds) + (trials if regime.tuned == name else 0)
-        total += times * regime.total_clips(plan.rounds, TRIAL_SEED)
-    return total
+    own = [REGIMES[name] for name in phase if REGIMES[name].tuned == name and laboratory.plan.tuned]
+    trials = [Run(regime, UNTUNED, TRIAL_SEED, trial=True) for regime in own]
+    runs = sum(map(laboratory.seen, _runs(laboratory, phase, {})))
+    return runs + (len(LEARNING_RATES) + 1) * sum(map(laboratory.seen, trials))
