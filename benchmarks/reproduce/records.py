@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from data.errors import UserError
 from train.ava_classes import frequency_masks
 from train.ava_inputs import read_files
 from train.compare import draw_videos, resampled
@@ -19,6 +20,17 @@ PARTS = ("head", "mid", "tail")
 
 Record = dict[str, Any]
 Curves = dict[str, list[list[float]]]
+
+
+def read_record(path: Path) -> Record:
+    """Raises UserError where the file is no record."""
+    try:
+        record: Record = json.loads(path.read_text())
+        if not {"identity", "regime", "seed", "trial", "setting"} <= record.keys():
+            raise ValueError("keys are missing")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} is no record of a run ({error}): delete it, and it is made again") from error
+    return record
 
 
 def read_curves(training: Path) -> Curves:

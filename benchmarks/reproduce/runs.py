@@ -25,14 +25,14 @@ from benchmarks.reproduce.protocol import (
     identity,
     write_recipe,
 )
-from benchmarks.reproduce.records import Record, headline, read_curves, read_resamples, read_test
+from benchmarks.reproduce.records import Record, headline, read_curves, read_record, read_resamples, read_test
 from data.errors import UserError
 from data.recipe_files import PROJECT
 from train.checkpoint_files import write_atomically
 from train.environment import checkout
 from train.run_log import duration
 
-CLIPS_A_SECOND = 60.0
+CLIPS_A_SECOND = 100.0
 """Of one job on a core of the machine that docs/reproduce.md names: what the first estimate goes by."""
 _LAST_LINES = 15
 
@@ -88,16 +88,17 @@ class Laboratory:
 
     def record_of(self, run: Run) -> Record | None:
         """What a finished run left; None where it is still to be done, or was of another protocol or world."""
-        try:
-            record: Record = json.loads((self.records / f"{run.name}.json").read_text())
-        except FileNotFoundError:
-            return None
-        return record if record["identity"] == self._identity(run) else None
+        path = self.records / f"{run.name}.json"
+        record = read_record(path) if path.exists() else None
+        return record if record is not None and record["identity"] == self._identity(run) else None
 
     def records_found(self) -> list[Record]:
         """All records of this protocol and world, trials included, by name."""
-        found = [json.loads(path.read_text()) for path in sorted(self.records.glob("*.json"))]
+        found = [record for record in self._all() if record["regime"] in REGIMES]
         return [record for record in found if record["identity"] == self._identity(run_of(record))]
+
+    def _all(self) -> list[Record]:
+        return [read_record(path) for path in sorted(self.records.glob("*.json"))]
 
     def clips(self, runs: Sequence[Run]) -> int:
         """What those will see that are still to be done."""
@@ -136,8 +137,7 @@ class Laboratory:
 
     def tell(self, line: str, clips: int) -> None:
         """Prints a line, with the time that so many clips will take at the rate of this machine's runs so far."""
-        records = [json.loads(path.read_text()) for path in self.records.glob("*.json")]
-        own = [record for record in records if record["machine"] == self.machine.name]
+        own = [record for record in self._all() if record["machine"] == self.machine.name]
         rate = sum(map(_clips, own)) / sum(record["seconds"] for record in own) if own else CLIPS_A_SECOND
         left = duration(clips / rate / self.machine.jobs)
         print(f"{time.strftime('%H:%M:%S')}  {line}  left {left}" + ("" if own else " (a guess)"), flush=True)

@@ -255,6 +255,9 @@ def test_goes_on_with_what_has_no_record_and_never_takes_one_of_another_world(tm
     run_all(lab)
     assert done == ["accumulate-seed2"]
     assert laboratory(tmp_path, world=1).records_found() == []
+    (lab.records / "accumulate-seed1.json").write_text("{")
+    with pytest.raises(UserError, match=r"accumulate-seed1.json is no record"):
+        lab.records_found()
     with pytest.raises(UserError, match="no records"):
         write_report(tmp_path, PLAN, [], "a command")
 
