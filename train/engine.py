@@ -116,7 +116,12 @@ class DeepSpeedEngine:
     ) -> None:
         deepspeed = _import_deepspeed()
         _check_values(deepspeed, config)
-        self.rank, self.stage = rank, config["zero_optimization"]["stage"]
+        zero = config["zero_optimization"]
+        self.rank, self.stage = rank, zero["stage"]
+        if rank.world == 1 and self.stage == 2 and zero.get("offload_optimizer", {}).get("device", "none") == "none":
+            # One process divides gradients with nobody: stage 2 would hold as much as stage 1, and copy every gradient
+            # in every micro-step, a tenth of a step on a CPU.
+            config = {**config, "zero_optimization": {**zero, "stage": 1, "overlap_comm": False}}
         self._gathered = deepspeed.zero.GatheredParameters
         # Stage 3 takes the module's weights apart. Its copy has none, until it is asked for.
         self._blank = copy.deepcopy(model).to("meta") if self.stage == 3 else None

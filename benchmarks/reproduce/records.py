@@ -47,7 +47,7 @@ def read_curves(training: Path) -> Curves:
 def read_test(training: Path) -> dict[str, dict[str, Any]]:
     """What train/evaluate.py wrote of each task, less what no report needs."""
     tasks = json.loads((training / "eval" / "metrics.json").read_text())["tasks"]
-    kept = ("metrics", "per_class", "training_counts", "counts")
+    kept = ("metrics", "chance", "per_class", "training_counts", "counts")
     return {task: {key: own[key] for key in kept if key in own} for task, own in tasks.items()}
 
 

@@ -143,6 +143,9 @@ def _counted(names: Counter[str]) -> str:
 
 def _ava_table(runs: dict[str, list[Record]]) -> str:
     rows = [["regime", "seeds", "learning rate", *COLUMNS]]
+    tests = [own[0]["test"][DOWNSTREAM] for own in runs.values() if DOWNSTREAM in own[0]["test"]]
+    if tests:
+        rows.append(["guessing", "", "", f"{100 * tests[0]['chance']['mAP']:.1f}", "", "", ""])
     for name, own in runs.items():
         if DOWNSTREAM not in REGIMES[name].tasks:
             continue

@@ -204,7 +204,12 @@ class Pretender(Laboratory):
                 "mAP/mid (100 to 1000)": 0.3,
                 "mAP/tail (< 100)": score - 0.1,
             }
-            own = {"metrics": ava, "per_class": {"sit": 0.5, "jump": score}, "training_counts": {"11": 2000, "7": 30}}
+            own = {
+                "metrics": ava,
+                "chance": {"mAP": 0.125},
+                "per_class": {"sit": 0.5, "jump": score},
+                "training_counts": {"11": 2000, "7": 30},
+            }
             record["test"] = {task: own if task == DOWNSTREAM else {"metrics": {"top1": score}} for task in tasks}
             record["test_before_transfer"] = {task: {"metrics": {"top1": 0.5}} for task in UPSTREAM}
             if DOWNSTREAM in tasks:
@@ -228,6 +233,7 @@ def test_the_report_says_what_the_records_say(tmp_path, capsys):
     assert told in report and told.count("is above") == 2 * len(CANDIDATES)
     values = [final_metric(r, "ava", "mAP") for r in records if r["regime"] == "accumulate" and not r["trial"]]
     row = next(line for line in report.splitlines() if line.startswith("| co-finetuning, accumulate | 3 |"))
+    assert "| guessing |  |  | 12.5 |" in report
     assert f"| {100 * np.mean(values):.1f} ± {100 * mean_of(values).half:.1f} |" in row and "0.004 cosine" in row
     assert all((tmp_path / name).stat().st_size > 10_000 for name in re.findall(r"\((\w+\.png)\)", report))
     # Planted: a run whose setting is not the chosen one is not averaged in.
