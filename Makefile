@@ -92,7 +92,7 @@ bench: setup
 	for name in $(BENCH); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 reproduce: setup
-	$(BIN)/python -m benchmarks.reproduce $(if $(QUICK),--quick)
+	$(BIN)/python -m benchmarks.reproduce $(if $(QUICK),--quick) $(if $(RESULTS),--results $(RESULTS))
 
 clean:
 	rm -rf demo

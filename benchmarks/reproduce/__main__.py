@@ -1,6 +1,6 @@
 """Does co-finetuning beat transfer learning here? Trains all regimes on the toy world and writes a report.
 
-    python -m benchmarks.reproduce [--quick] [--jobs N]      (make reproduce, make reproduce QUICK=1)
+    python -m benchmarks.reproduce [--quick] [--jobs N]      (make reproduce [QUICK=1] [RESULTS=DIR])
 
 The protocol, fixed before the runs, is docs/reproduce.md. Each finished run leaves a record, RESULTS/runs/*.json, and
 the report is made of these alone: RESULTS/report.md and its pictures. The same command goes on where it was stopped,
@@ -33,14 +33,21 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     arguments = _parser().parse_args()
     plan, name = (QUICK, "reproduce_quick") if arguments.quick else (FULL, "reproduce")
-    results = arguments.results or PROJECT / "benchmarks" / "results" / name
     work = arguments.work or PROJECT / "runs" / name
+    results = arguments.results or (work / "results" if arguments.quick else PROJECT / "benchmarks" / "results" / name)
     try:
         require_ffmpeg()
         machine, world = _machine(arguments.jobs), world_identity(plan.size, WORLD_SEED)
         laboratory = Laboratory(work.resolve(), results / "runs", work.resolve() / "shards", world, plan, machine)
         if not arguments.report_only:
             print(f"{machine.name}: {machine.jobs} runs at a time", flush=True)
+            if known := laboratory.records_found():
+                machines = ", ".join(sorted({record["machine"] for record in known}))
+                print(
+                    f"{len(known)} runs have a record in {laboratory.records} ({machines}) and are not done again; "
+                    "another --results (make reproduce RESULTS=DIR) does them anew",
+                    flush=True,
+                )
             make_world(work, plan.size, WORLD_SEED)
             run_all(laboratory)
         command = shlex.join(["python", "-m", "benchmarks.reproduce", *sys.argv[1:]])
@@ -71,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--jobs", type=int, metavar="N", help=shown)
     shown = "for the world, checkpoints and logs; may be deleted afterwards (default: runs/reproduce, with --quick"
     add("--work", type=Path, metavar="DIR", help=f"{shown} runs/reproduce_quick)")
-    shown = "for records and report (default: benchmarks/results/reproduce, with --quick reproduce_quick there)"
+    shown = "for records and report (default: benchmarks/results/reproduce, with --quick WORK/results)"
     add("--results", type=Path, metavar="DIR", help=shown)
     add("--report-only", action="store_true", help="write the report of the records there are; nothing is trained")
     return parser
