@@ -8,6 +8,7 @@ and does nothing again that has a record. Records of another protocol or world a
 """
 
 import argparse
+import functools
 import os
 import shlex
 import signal
@@ -38,7 +39,8 @@ def main() -> int:
     try:
         require_ffmpeg()
         machine, world = _machine(arguments.jobs), world_identity(plan.size, WORLD_SEED)
-        laboratory = Laboratory(work.resolve(), results / "runs", work.resolve() / "shards", world, plan, machine)
+        folder, open_world = work.resolve(), functools.partial(make_world, work.resolve(), plan.size, WORLD_SEED)
+        laboratory = Laboratory(folder, results / "runs", open_world, world, plan, machine)
         if not arguments.report_only:
             print(f"{machine.name}: {machine.jobs} runs at a time", flush=True)
             if known := laboratory.records_found():
@@ -48,7 +50,6 @@ def main() -> int:
                     "another --results (make reproduce RESULTS=DIR) does them anew",
                     flush=True,
                 )
-            make_world(work, plan.size, WORLD_SEED)
             run_all(laboratory)
         command = shlex.join(["python", "-m", "benchmarks.reproduce", *sys.argv[1:]])
         print(write_report(results, plan, laboratory.records_found(), command))

@@ -1,6 +1,7 @@
 """Runs: trains, evaluates and records each once, several at a time, and goes on where an earlier call was cut off."""
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,13 +75,22 @@ class Laboratory:
     Args:
         folder: for checkpoints and logs; it may be deleted when all is done.
         records: the folder of the records.
-        shards: the packed world, and `world` what names it.
+        open_world: makes what is not there yet of the world, and returns the folder of its shards; called once, before
+            the first run.
+        world: what names it.
     """
 
     def __init__(
-        self, folder: Path, records: Path, shards: Path, world: dict[str, Any], plan: Plan, machine: Machine
+        self,
+        folder: Path,
+        records: Path,
+        open_world: Callable[[], Path],
+        world: dict[str, Any],
+        plan: Plan,
+        machine: Machine,
     ) -> None:
-        self.folder, self.records, self.shards, self.world = folder, records, shards, world
+        self.folder, self.records, self.world = folder, records, world
+        self.open_world = functools.cache(open_world)
         self.plan, self.machine = plan, machine
         self.git = checkout(PROJECT)
         self._processes: set[subprocess.Popen[bytes]] = set()
@@ -115,6 +125,8 @@ class Laboratory:
             UserError: a run failed; says which, and the end of its log.
         """
         left = [run for run in runs if self.record_of(run) is None]
+        if left:
+            self.open_world()
         pool = ThreadPoolExecutor(self.machine.jobs)
         try:
             futures: dict[Future[None], Run] = {pool.submit(self._do, run): run for run in left}
@@ -153,6 +165,7 @@ class Laboratory:
         folder = self.folder / f"{run.name}-{self._identity(run)}"
         folder.mkdir(parents=True, exist_ok=True)
         trained: list[Path] = []
+        shards = self.open_world()
         rounds = self.plan.rounds_of(run.trial)
         for number, training in enumerate(run.regime.trainings):
             out, recipe = folder / f"training-{number}", folder / f"training-{number}.yaml"
@@ -160,7 +173,7 @@ class Laboratory:
                 training,
                 recipe,
                 out=out,
-                shards=self.shards,
+                shards=shards,
                 rounds=rounds,
                 setting=run.setting,
                 seed=run.seed,
@@ -169,7 +182,7 @@ class Laboratory:
             )
             self._command(folder, "train/main.py", "--recipe", str(recipe), "--resume")
             if not run.trial:
-                sets = [f"tasks.{task}.val_shards={self.shards / f'{task}-heldout'}" for task in training.tasks]
+                sets = [f"tasks.{task}.val_shards={shards / f'{task}-heldout'}" for task in training.tasks]
                 cutoffs = ["--cutoffs", str(TAIL), str(HEAD)]
                 self._command(folder, "train/evaluate.py", "--checkpoint", str(out), *cutoffs, *sets)
             trained.append(out)

@@ -219,7 +219,7 @@ class Pretender(Laboratory):
 
 
 def laboratory(tmp_path: Path, plan: Plan = PLAN, kind=Pretender, world: int = 0) -> Laboratory:
-    return kind(tmp_path, tmp_path / "runs", tmp_path / "shards", {"seed": world}, plan, MACHINE)
+    return kind(tmp_path, tmp_path / "runs", lambda: tmp_path / "shards", {"seed": world}, plan, MACHINE)
 
 
 def test_the_report_says_what_the_records_say(tmp_path, capsys):
