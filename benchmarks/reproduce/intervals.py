@@ -31,18 +31,15 @@ class Difference:
     Attributes:
         over_seeds: mean of the paired differences with its t interval: what differs by initial weights and order.
         p: of the paired t test; NaN for fewer than two seeds.
-        movies: (low, high), the percentile interval of the mean difference over draws of the test movies.
+        over_both: (low, high), the percentile interval of the mean difference over draws of the test movies and of the
+            seeds at once: another test set and other runs. NaN where there are no draws.
         each: the difference of every seed.
     """
 
     over_seeds: Mean
     p: float
-    movies: tuple[float, float]
+    over_both: tuple[float, float]
     each: tuple[float, ...]
-
-    @property
-    def is_above_zero(self) -> bool:
-        return self.over_seeds.low > 0
 
 
 def mean_of(values: Sequence[float], confidence: float = 0.95) -> Mean:
@@ -66,7 +63,8 @@ def difference(
     """Compares two regimes by runs of the same seeds, in the same order.
 
     Args:
-        draws: of each run of either side, its score in every draw of the test movies, the same draws for all.
+        draws: of each run of either side, its score in every draw of the test movies, the same draws for all; seeds are
+            drawn with replacement beside them.
 
     Raises:
         ValueError: not as many runs on both sides.
@@ -78,12 +76,24 @@ def difference(
     p = math.nan
     if len(each) > 1 and np.std(each) > 0:
         p = float(stats.ttest_rel(regime, baseline).pvalue)
-    movies = (math.nan, math.nan)
+    over_both = (math.nan, math.nan)
     if draws[0] and all(map(len, (*draws[0], *draws[1]))):
-        drawn = np.mean(draws[0], axis=0) - np.mean(draws[1], axis=0)
+        drawn = np.asarray(draws[0]) - np.asarray(draws[1])  # [seeds, draws]
+        seeds = np.random.default_rng(0).integers(len(each), size=(drawn.shape[1], len(each)))
+        means = drawn[seeds, np.arange(drawn.shape[1])[:, None]].mean(axis=1)
         tail = (1 - confidence) / 2
-        movies = (float(np.quantile(drawn, tail)), float(np.quantile(drawn, 1 - tail)))
-    return Difference(over_seeds, p, movies, each)
+        over_both = (float(np.quantile(means, tail)), float(np.quantile(means, 1 - tail)))
+    return Difference(over_seeds, p, over_both, each)
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """p values corrected for as many comparisons as there are numbers among them (Holm, 1979); NaN stays."""
+    known = [index for index in np.argsort(values).tolist() if not math.isnan(values[index])]
+    result, highest = [math.nan] * len(values), 0.0
+    for place, index in enumerate(known):
+        highest = max(highest, min(1.0, values[index] * (len(known) - place)))
+        result[index] = highest
+    return result
 
 
 def by_seed(records: Sequence[Record]) -> dict[int, Record]:

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from benchmarks.reproduce.intervals import mean_of, paired
 from benchmarks.reproduce.protocol import BASELINES, CANDIDATES, DOWNSTREAM, HEAD, REGIMES, ROUND, TAIL, Plan
-from benchmarks.reproduce.records import Record
+from benchmarks.reproduce.records import Record, part_masks
 from train.report_pictures import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, STYLE
 
 COLOURS = {
@@ -47,9 +47,8 @@ def class_counts(runs: Runs) -> dict[str, int]:
     for own in runs.values():
         test = own[0]["test"].get(DOWNSTREAM)
         if test is not None:
-            names = [name for name, ap in test["per_class"].items() if ap is not None]
-            # training_counts goes by class id, per_class by name; both in the order of the classes.
             counts = dict(zip(test["per_class"], test["training_counts"].values(), strict=True))
+            names = part_masks(own[0])["all"]
             return {name: counts[name] for name in sorted(names, key=lambda name: counts[name])}
     return {}
 
@@ -89,7 +88,9 @@ def _by_frequency(runs: Runs, plan: Plan) -> Figure:
     axes.set_ylim(0, None)
     axes.grid(axis="y", color="#e6e6e6")
     axes.legend(frameon=False, loc="upper left")
-    axes.set_title(f"AP by class frequency, mean and 95 % interval over {len(plan.seeds)} seeds", loc="left")
+    seeds = sorted(len(runs[regime]) for regime in shown)
+    many = " to ".join(map(str, dict.fromkeys(seeds[:1] + seeds[-1:])))
+    axes.set_title(f"AP by class frequency, mean and 95 % interval over {many} seeds", loc="left")
     return figure
 
 
@@ -136,10 +137,9 @@ def _learning_curves(runs: Runs, plan: Plan) -> Figure:
     for name, own in runs.items():
         if name not in COLOURS:
             continue
-        curves = [ava_curve(run) for run in own]
-        if not all(curves) or len({len(curve) for curve in curves}) > 1:
-            continue
-        points = np.array(curves)  # [seeds, points, 2]
+        curves = [dict(ava_curve(run)) for run in own]  # a point that was evaluated again after a kill counts once
+        common = [place for place in curves[0] if all(place in curve for curve in curves)]
+        points = np.array([[(place, curve[place]) for place in common] for curve in curves])  # [seeds, points, 2]
         x, y = points[0, :, 0], 100 * points[..., 1]
         axes.plot(x, y.mean(0), "o-", ms=3, color=COLOURS[name], label=REGIMES[name].title)
         if len(own) > 1:

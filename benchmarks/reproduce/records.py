@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from benchmarks.reproduce.protocol import HEAD, TAIL
 from data.errors import UserError
 from train.ava_classes import frequency_masks
 from train.ava_inputs import read_files
@@ -92,6 +93,26 @@ def final_metric(record: Record, task: str, metric: str) -> float:
         metric = next((name for name in metrics if name.startswith(f"mAP/{metric} ")), metric)
     value = metrics.get(metric)
     return float("nan") if value is None else float(value)
+
+
+def part_masks(record: Record) -> dict[str, list[str]]:
+    """head, mid and tail -> names of AVA's classes that have ground truth in the test, and all of them as `all`."""
+    own = record["test"]["ava"]
+    # training_counts goes by class id, per_class by name; both in the order of the classes.
+    counts = dict(zip(own["per_class"], own["training_counts"].values(), strict=True))
+    names = [name for name, ap in own["per_class"].items() if ap is not None]
+    parts = {
+        "head": [name for name in names if counts[name] > HEAD],
+        "mid": [name for name in names if TAIL <= counts[name] <= HEAD],
+        "tail": [name for name in names if counts[name] < TAIL],
+    }
+    return parts | {"all": names}
+
+
+def mean_ap(record: Record, names: list[str]) -> float:
+    """The mean AP of some of AVA's classes."""
+    per_class = record["test"]["ava"]["per_class"]
+    return sum(per_class[name] for name in names) / len(names) if names else float("nan")
 
 
 def headline(record: Record) -> str:

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from benchmarks.reproduce.protocol import (
     DOWNSTREAM,
     HEAD,
@@ -24,13 +26,12 @@ from benchmarks.reproduce.protocol import (
     Regime,
     Setting,
     identity,
-    write_recipe,
+    make_recipe,
 )
 from benchmarks.reproduce.records import Record, headline, read_curves, read_record, read_resamples, read_test
 from data.errors import UserError
 from data.recipe_files import PROJECT
-from train.checkpoint_files import write_atomically
-from train.environment import checkout
+from train.checkpoint_files import read_state, write_atomically
 from train.run_log import duration
 
 CLIPS_A_SECOND = 100.0
@@ -60,7 +61,9 @@ class Run:
     @property
     def name(self) -> str:
         if self.trial:
-            return f"{self.regime.name}-trial-{self.setting.lr:g}-{self.setting.schedule}"
+            own = self.setting
+            ava = "" if own.ava_rate == 1 else f"-ava{own.ava_rate:g}"
+            return f"{self.regime.name}-trial-{own.lr:g}-{own.schedule}{ava}"
         return f"{self.regime.name}-seed{self.seed}"
 
 
@@ -92,7 +95,6 @@ class Laboratory:
         self.folder, self.records, self.world = folder, records, world
         self.open_world = functools.cache(open_world)
         self.plan, self.machine = plan, machine
-        self.git = checkout(PROJECT)
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._lock, self._ending = threading.Lock(), False
 
@@ -104,8 +106,13 @@ class Laboratory:
 
     def records_found(self) -> list[Record]:
         """All records of this protocol and world, trials included, by name."""
-        found = [record for record in self._all() if record["regime"] in REGIMES]
-        return [record for record in found if record["identity"] == self._identity(run_of(record))]
+        return [record for record in self._all() if self._is_ours(record)]
+
+    def _is_ours(self, record: Record) -> bool:
+        try:
+            return bool(record["identity"] == self._identity(run_of(record)))
+        except (KeyError, TypeError):  # a regime or a setting that is not of this protocol
+            return False
 
     def _all(self) -> list[Record]:
         return [read_record(path) for path in sorted(self.records.glob("*.json"))]
@@ -156,22 +163,21 @@ class Laboratory:
 
     def seen(self, run: Run) -> int:
         """Clips of a run."""
-        return run.regime.total_clips(self.plan.rounds_of(run.trial), run.seed)
+        return run.regime.total_clips(self.plan.rounds, run.seed)
 
     def _identity(self, run: Run) -> str:
-        return identity(run.regime, self.plan.rounds_of(run.trial), run.setting, run.seed, self.world)
+        return identity(run.regime, self.plan.rounds, run.setting, run.seed, self.world)
 
     def _do(self, run: Run) -> None:
         folder = self.folder / f"{run.name}-{self._identity(run)}"
         folder.mkdir(parents=True, exist_ok=True)
         trained: list[Path] = []
         shards = self.open_world()
-        rounds = self.plan.rounds_of(run.trial)
+        rounds = self.plan.rounds
         for number, training in enumerate(run.regime.trainings):
             out, recipe = folder / f"training-{number}", folder / f"training-{number}.yaml"
-            write_recipe(
+            made = make_recipe(
                 training,
-                recipe,
                 out=out,
                 shards=shards,
                 rounds=rounds,
@@ -180,7 +186,9 @@ class Laboratory:
                 workers=self.machine.workers,
                 init=trained[-1] if trained else None,
             )
+            OmegaConf.save(made, recipe)
             self._command(folder, "train/main.py", "--recipe", str(recipe), "--resume")
+            _check_whole(out, training.steps(rounds))
             if not run.trial:
                 sets = [f"tasks.{task}.val_shards={shards / f'{task}-heldout'}" for task in training.tasks]
                 cutoffs = ["--cutoffs", str(TAIL), str(HEAD)]
@@ -194,9 +202,10 @@ class Laboratory:
             "setting": asdict(run.setting),
             "clips": run.regime.seen(rounds, run.seed),
             "steps": [training.steps(rounds) for training in run.regime.trainings],
-            "seconds": round(sum(map(_seconds, trained)), 1),
+            **_spent(folder),
             "machine": self.machine.name,
-            "git": self.git,
+            "jobs": self.machine.jobs,
+            "commits": _commits(trained),
             "curves": [read_curves(out) for out in trained],
         }
         if not run.trial:
@@ -216,7 +225,11 @@ class Laboratory:
             UserError: it failed. KeyboardInterrupt: all is to end.
         """
         log = folder / "log.txt"
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self.machine.threads)}
+        # The project that this file is of, wherever an installed one lies.
+        paths = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        threads = str(self.machine.threads)
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": os.pathsep.join(paths)}
+        began = time.monotonic()
         with log.open("ab") as file, self._lock:
             if self._ending:
                 raise KeyboardInterrupt
@@ -228,9 +241,13 @@ class Laboratory:
                 env=environment,
             )
             self._processes.add(process)
-        code = process.wait()
+        _, status, usage = os.wait4(process.pid, 0)
+        code = process.returncode = os.waitstatus_to_exitcode(status)
         with self._lock:
             self._processes.discard(process)
+        spent = {"seconds": time.monotonic() - began, "cpu_seconds": usage.ru_utime + usage.ru_stime}
+        with (folder / "spent.jsonl").open("a") as file:
+            file.write(json.dumps(spent) + "\n")
         if self._ending:
             raise KeyboardInterrupt
         if code:
@@ -242,24 +259,33 @@ class Laboratory:
         with self._lock:
             self._ending = True
             for process in self._processes:
-                with contextlib.suppress(OSError):
-                    process.send_signal(signal.SIGTERM)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGTERM)
 
 
 def _clips(record: Record) -> int:
     return sum(record["clips"].values())
 
 
-def _seconds(training: Path) -> float:
-    """From the first to the last line of a training's log, pauses between its starts left out."""
-    spent, last = 0.0, None
-    for line in (training / "log.txt").read_text().splitlines():
-        try:
-            stamp = time.mktime(time.strptime(line[:19], "%Y-%m-%d %H:%M:%S"))
-        except ValueError:
-            continue
-        begins = " steps, schedule " in line
-        if last is not None and not begins:
-            spent += stamp - last
-        last = stamp
-    return spent
+def _check_whole(training: Path, steps: int) -> None:
+    """Raises UserError unless a training has come to its end: one that is asked to stop saves, and ends as well."""
+    checkpoints = training / "checkpoints"
+    done = read_state(checkpoints / (checkpoints / "latest").read_text().strip()).step
+    if done != steps:
+        raise UserError(f"{training} was stopped after step {done} of {steps}; the same command goes on")
+
+
+def _spent(folder: Path) -> dict[str, float]:
+    """Seconds of all commands of a run, interrupted ones too, by the clock and of the CPU."""
+    rows = [json.loads(line) for line in (folder / "spent.jsonl").read_text().splitlines()]
+    return {key: round(sum(row[key] for row in rows), 1) for key in ("seconds", "cpu_seconds")}
+
+
+def _commits(trainings: Sequence[Path]) -> list[str]:
+    """The commits that a run was trained under, `+` where files differed; "unknown" outside of a checkout."""
+    found: dict[str, None] = {}
+    for training in trainings:
+        for line in (training / "environment.jsonl").read_text().splitlines():
+            git = json.loads(line)["git"]
+            found["unknown" if git is None else git["commit"][:12] + ("+" if git["changed"] else "")] = None
+    return list(found)
