@@ -151,6 +151,11 @@ class RunLog:
         if (step + 1) % self.every == 0 or step + 1 == self.steps:
             self._tell(step + 1, lr)
 
+    def gradients(self, step: int, figures: dict[str, float]) -> None:
+        """What optimizer step `step` (from 0) has shown of its gradients, by name; none in most steps."""
+        if self.board is not None and figures:
+            self._plot(figures, step + 1)
+
     def metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Evaluation results after `step` steps, by name."""
         if self.board is not None:
