@@ -37,6 +37,7 @@ from data.mixture import StepPlan
 from data.shards import ClassInfo
 from models import CofinetuneModel
 from models.flops import task_cost
+from train.device_rate import product_rate
 from train.engine import build_engine
 from train.launch import Rank, init_distributed
 from train.loop import train
@@ -122,7 +123,10 @@ def main() -> int:
 
 
 def report(groups: list["Group"], seconds: dict[str, float], arguments: argparse.Namespace) -> None:
-    rate = product_rate(arguments)
+    torch.set_num_threads(arguments.threads)
+    dtype = torch.bfloat16 if arguments.precision == "bf16" else torch.float32
+    rate = product_rate(torch.device(arguments.device), dtype, seconds=5)
+    assert rate is not None
     flops = groups[0].ask("flops")
     memory = f"{'peak GB':>9}" if arguments.device == "cuda" else ""
     print(f"\n{'':<28}{'ranks':>6}{'s/step':>9}{'clips/s':>9}{'over bare':>11}{'of products':>13}{memory}")
@@ -139,23 +143,6 @@ def report(groups: list["Group"], seconds: dict[str, float], arguments: argparse
         f"\nmatrix products alone: {rate / 1e12:.3g} TFLOP/s; goal: the engines at one rank at most {OVERHEAD_GOAL:.0%}"
     )
     print(f"over the bare loop: {'reached' if worst <= OVERHEAD_GOAL else 'not reached'}, the slowest is {worst:+.1%}")
-
-
-def product_rate(arguments: argparse.Namespace) -> float:
-    """Operations a second of a large product of matrices in the dtype of the steps: the best of several."""
-    dtype = torch.bfloat16 if arguments.precision == "bf16" else torch.float32
-    side = 8192 if arguments.device == "cuda" else 2048
-    one, other = (torch.randn(side, side, dtype=dtype, device=arguments.device) for _ in range(2))
-    torch.set_num_threads(arguments.threads)
-    best = float("inf")
-    for _ in range(10):
-        begin = time.perf_counter()
-        product = one @ other
-        if arguments.device == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - begin)
-        one = product / side
-    return 2 * side**3 / best
 
 
 class Group:

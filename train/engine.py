@@ -36,7 +36,9 @@ class Engine(Protocol):
     def __call__(self, *args: Any) -> Tensor: ...
 
     def backward(self, loss: Tensor) -> None:
-        """Adds the gradient of this rank's part of the step's loss; the sum over ranks is the step's gradient."""
+        """Adds the gradient of this rank's part of the step's loss; the sum over ranks is the step's gradient.
+
+        What autograd computes for it on a rank is the number of ranks times that: the step's is the mean over ranks."""
 
     def step(self, lr: float, lr_scales: dict[str, float]) -> float | None:
         """Updates the backbone and the heads of `lr_scales`' tasks. Returns the gradient's norm before clipping, or

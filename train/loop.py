@@ -18,6 +18,7 @@ from data.order import make_key
 from train.checkpoint_files import write_atomically
 from train.ema import WeightAverage
 from train.engine import Engine
+from train.gradients import GradientProbe
 from train.launch import Rank, StopSignal, ToldError
 from train.optim import learning_rate
 from train.recipe import Recipe
@@ -61,6 +62,7 @@ def train(
     by_name = {task.name: task for task in tasks}
     stop, ledger = stop or StopSignal(), Ledger(recipe, rank, log, start)
     skipped = SkippedSteps(recipe, rank, log, start)
+    probe = GradientProbe(engine.module, rank, recipe.gradients_every)
     stop.take_all()
     done = start
     for step in range(start, recipe.steps):
@@ -81,6 +83,7 @@ def train(
         # Dropout is a function of the step, so that a resumed run goes on as the first one would have.
         torch.manual_seed(make_key(recipe.seed, "dropout", step, rank.index))
         parts = []
+        probe.begin(plan.schedule.plan(step))
         for batch in batches:
             task = by_name[batch.task]
             batch = batch.to(rank.device)
@@ -88,7 +91,9 @@ def train(
             loss = task.loss(logits, batch) / weights[task.name]
             parts.append(loss.detach())
             # One that is not finite on a rank makes the gradient so on all, which then leave the step out together.
-            engine.backward(loss * task.recipe.loss_weight * torch.where(parts[-1].isfinite(), 1.0, math.nan))
+            with probe.watch(task.name):
+                engine.backward(loss * task.recipe.loss_weight * torch.where(parts[-1].isfinite(), 1.0, math.nan))
+        gradients = probe.figures()
         lr = learning_rate(step - stage.start, len(stage), recipe.optim)
         norm = engine.step(lr, {batch.task: by_name[batch.task].recipe.lr_scale for batch in batches})
         losses = torch.stack(parts).tolist()
@@ -99,6 +104,8 @@ def train(
 
         clips = sum(part.clips for part in plan.schedule.plan(step))
         log.step(step, total(batches, losses), clips, waited, lr, norm)
+        if norm is not None:
+            log.gradients(step, gradients)
         done = step + 1
         last = bool(stopping) or done == recipe.steps
         if last or done % recipe.save_every == 0:

@@ -12,6 +12,7 @@ from data.loader import train_loader
 from models.flops import task_cost
 from train.checkpoint import Checkpoints
 from train.checkpoint_files import read_state
+from train.device_rate import mean_rate
 from train.ds_config import deepspeed_config
 from train.ema import WeightAverage
 from train.engine import build_engine
@@ -28,9 +29,11 @@ from train.run_log import RunLog, describe
 from train.tasks import mixture, open_tasks
 
 
-def open_log(recipe: Recipe, rank: Rank, start: int, found: dict[str, Any], flops: dict[str, float]) -> RunLog:
+def open_log(
+    recipe: Recipe, rank: Rank, start: int, found: dict[str, Any], flops: dict[str, float], device_rate: float | None
+) -> RunLog:
     """Begins the log in the run's folder, and leaves recipe and environment there."""
-    log = RunLog(recipe.out, rank, recipe.steps, recipe.log_every, start, flops)
+    log = RunLog(recipe.out, rank, recipe.steps, recipe.log_every, start, flops, device_rate)
     if rank.first:
         (Path(recipe.out) / "recipe.yaml").write_text(dump_recipe(recipe))
         write_environment(recipe.out, found)
@@ -117,10 +120,12 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
     average = WeightAverage(engine.module, recipe.ema) if recipe.ema else None
     start = rank.together(lambda: resume(resumed, engine, recipe, config, average))
 
-    found = environment(rank, start)
-    log = rank.together(lambda: open_log(recipe, rank, start, found, flops))
+    found, device_rate = environment(rank, start), mean_rate(rank, recipe.precision)
+    log = rank.together(lambda: open_log(recipe, rank, start, found, flops, device_rate))
     log.say(describe(recipe, tasks, rank, args.ds, start))
     log.say(describe_environment(found))
+    if device_rate:
+        log.say(f"{device_rate / 1e12:.3g} TFLOP/s a rank in large matrix products, of which utilisation is the share")
     if changes:
         log.say(f"the recipe has changed since {resumed}:\n  " + "\n  ".join(changes))
     if told := describe_init(recipe, model):

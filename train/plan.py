@@ -54,21 +54,26 @@ class Memory:
     """Bytes on one rank, from the number of parameters; `activations` is a rough estimate that was not measured.
 
     Communication buckets and fragmentation come on top.
+
+    Attributes:
+        gradients: those of the step, and the most that the recipe's `gradients_every` keeps beside them.
+        average: the moving average of the weights, the recipe's `ema`.
     """
 
     weights: float
     gradients: float
     optimizer: float
+    average: float
     activations: float
 
     @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return self.weights + self.gradients + self.optimizer + self.average + self.activations
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole run on `ranks` ranks; `memory` by ZeRO stage, stage 0 being plain PyTorch."""
+    """A whole run on `ranks` ranks; `memory` by ZeRO stage that it can have, stage 0 being plain PyTorch."""
 
     recipe: Recipe
     ranks: int
@@ -104,22 +109,32 @@ def make_plan(recipe: Recipe, ranks: int) -> Plan:
         tasks.append(TaskPlan(name, task.batch, count, task.batch // ranks // micro, micro, examples, missing, flops))
     parameters = count_parameters(model)
     kept = max(task.micro_batch for task in tasks) * activation_bytes(model, recipe)
-    return Plan(recipe, ranks, tasks, parameters, memory_by_stage(parameters, ranks, kept))
+    together = len(steps.schedule.plan(0)) if recipe.gradients_every else 0
+    memory = memory_by_stage(parameters, ranks, kept, ema=recipe.ema > 0, watched=together)
+    return Plan(recipe, ranks, tasks, parameters, memory)
 
 
-def memory_by_stage(parameters: int, ranks: int, activations: float) -> dict[int, Memory]:
+def memory_by_stage(
+    parameters: int, ranks: int, activations: float, ema: bool = False, watched: int = 0
+) -> dict[int, Memory]:
     """What each rank holds at ZeRO stages 0 to 3 with fp32 parameters and gradients and AdamW's two fp32 moments.
 
     The stages divide optimizer state, then gradients, then parameters over the ranks (Rajbhandari et al., "ZeRO",
     arXiv 1910.02054). From stage 1 on, DeepSpeed's optimizer has a rank's share of the parameters as a copy of its own.
+
+    Args:
+        ema: with a moving average of the weights, which every rank holds whole. Stage 3 cannot have one.
+        watched: tasks of a step whose gradients train/gradients.py reads; 0: it reads none.
     """
     whole, share = 4.0 * parameters, 4.0 * parameters / ranks
-    return {
-        0: Memory(whole, whole, 2 * whole, activations),
-        1: Memory(whole, whole, 3 * share, activations),
-        2: Memory(whole, share, 3 * share, activations),
-        3: Memory(share, share, 3 * share, activations),
+    average = whole if ema else 0.0
+    read = whole + watched * share if watched else 0.0
+    stages = {
+        0: Memory(whole, whole + read, 2 * whole, average, activations),
+        1: Memory(whole, whole + read, 3 * share, average, activations),
+        2: Memory(whole, share + read, 3 * share, average, activations),
     }
+    return stages if ema else stages | {3: Memory(share, share + read, 3 * share, average, activations)}
 
 
 def activation_bytes(model: CofinetuneModel, recipe: Recipe) -> float:
@@ -167,14 +182,19 @@ def describe_plan(plan: Plan, peak_tflops: float = PEAK_TFLOPS, utilisation: flo
     lines += [
         f"parameters: {plan.parameters:,}",
         "memory of a rank in GiB, fp32 weights, gradients and AdamW; activations are a rough estimate:",
-        f"  {'ZeRO stage':<14}{'weights':>9}{'gradients':>11}{'optimizer':>11}{'activations':>13}{'sum':>9}",
+        f"  {'ZeRO stage':<14}{'weights':>9}{'gradients':>11}{'optimizer':>11}{'average':>9}{'activations':>13}"
+        f"{'sum':>9}",
     ]
     for stage, memory in plan.memory.items():
         name = "0 (plain)" if stage == 0 else str(stage)
         lines.append(
             f"  {name:<14}{memory.weights / GIB:>9.2f}{memory.gradients / GIB:>11.2f}{memory.optimizer / GIB:>11.2f}"
-            f"{memory.activations / GIB:>13.2f}{memory.total / GIB:>9.2f}"
+            f"{memory.average / GIB:>9.2f}{memory.activations / GIB:>13.2f}{memory.total / GIB:>9.2f}"
         )
+    if recipe.ema:
+        lines.append("  average: of the weights (ema), on every rank; not with stage 3")
+    if recipe.gradients_every:
+        lines.append("  gradients: with what gradients_every keeps beside them in some steps")
     hours = plan.hours(peak_tflops, utilisation)
     lines += [
         f"operations: {plan.total_flops / recipe.steps / 1e12:,.4g} TFLOP a step on average, "

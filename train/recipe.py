@@ -226,6 +226,9 @@ class Recipe(DataRecipe):
     """Decay of a moving average of the weights, evaluated beside them (metrics ema/{task}/{metric}) and kept in
     checkpoints as ema.safetensors; every rank holds it, 4 bytes a parameter. 0: none."""
     log_every: int = 20
+    gradients_every: int = 0
+    """Every so many steps of a task, TensorBoard gets the norm of its gradient on its head and on the backbone, and
+    under accumulate the cosine of every two tasks' on the backbone; docs/training.md says what it costs. 0: never."""
     save_every: int = 1000
     """Steps between checkpoints; one is always written at the end."""
     keep: int = 2
@@ -296,7 +299,7 @@ def _check_training(recipe: Recipe, where: str) -> None:
             check(not isinstance(value, float) or math.isfinite(value), key, number, "must be finite")
     for key in ("log_every", "save_every", "keep", "eval_batch"):
         check(getattr(recipe, key) >= 1, key, getattr(recipe, key), "must be at least 1")
-    for key in ("eval_every", "max_skipped_steps"):
+    for key in ("eval_every", "gradients_every", "max_skipped_steps"):
         check(getattr(recipe, key) >= 0, key, getattr(recipe, key), "must not be below 0")
     good = not recipe.keep_best or recipe.eval_every > 0
     check(good, "keep_best", recipe.keep_best, "needs evaluations during training: give eval_every")

@@ -56,6 +56,7 @@ class RunLog:
         steps: steps of the whole run, for the time that is left.
         start: step at which this process begins; TensorBoard's later points, of a run that was cut off, are dropped.
         training_flops: of each task, the operations of one clip forward and backward (models/flops.py).
+        device_rate: operations a second that utilisation is a share of, the mean over ranks; None: it is not told.
 
     Raises:
         UserError: the folder cannot be written, at first or later, or another run is writing to it.
@@ -69,8 +70,9 @@ class RunLog:
         every: int,
         start: int,
         training_flops: Mapping[str, float] | None = None,
+        device_rate: float | None = None,
     ) -> None:
-        self.flops = training_flops or {}
+        self.flops, self.device_rate = training_flops or {}, device_rate
         self.rank, self.steps, self.every, self.start = rank, steps, every, start
         self.folder, self.file, self.board = Path(run), None, None
         if rank.first:
@@ -151,6 +153,11 @@ class RunLog:
         if (step + 1) % self.every == 0 or step + 1 == self.steps:
             self._tell(step + 1, lr)
 
+    def gradients(self, step: int, figures: dict[str, float]) -> None:
+        """What optimizer step `step` (from 0) has shown of its gradients, by name; none in most steps."""
+        if self.board is not None and figures:
+            self._plot(figures, step + 1)
+
     def metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Evaluation results after `step` steps, by name."""
         if self.board is not None:
@@ -176,7 +183,10 @@ class RunLog:
             scalars |= {"speed/clips_per_second": self._clips / elapsed, "speed/data_wait_share": wait}
             if self.flops:
                 done_flops = sum(own.get("clips", 0) * self.flops[task] for task, own in counts.items())
-                scalars["speed/tflops_per_rank"] = done_flops / elapsed / len(parts) / 1e12
+                rate = done_flops / elapsed / len(parts)
+                scalars["speed/tflops_per_rank"] = rate / 1e12
+                if self.device_rate:
+                    scalars["speed/utilisation"] = rate / self.device_rate
             memory = [part for *_, part in parts]
             scalars |= {f"memory/{name}": max(part[name] for part in memory) for name in memory[0]}
             self._plot(scalars, done)

@@ -113,7 +113,8 @@ def test_plain_python_trains(plain):
     board = EventAccumulator(str(folder / "tensorboard"))
     board.Reload()
     wanted = {"loss/kinetics", "loss/ava", "train/lr", "train/gradient_norm", "speed/clips_per_second"}
-    wanted |= {"speed/data_wait_share", *(f"data/{task}/{name}" for task in ("kinetics", "ava") for name in LOADED)}
+    wanted |= {"speed/data_wait_share", "speed/tflops_per_rank", "speed/utilisation"}
+    wanted |= {*(f"data/{task}/{name}" for task in ("kinetics", "ava") for name in LOADED)}
     assert wanted <= set(board.Tags()["scalars"])
     for event in board.Scalars("data/ava/load_ms"):
         parts = [board.Scalars(f"data/ava/{part}_ms") for part in ("read", "decode", "view")]

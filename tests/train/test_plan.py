@@ -73,11 +73,28 @@ def test_without_shards_epochs_are_unknown_and_it_is_said_why(tmp_path):
 
 def test_stages_divide_optimizer_gradients_and_weights_over_the_ranks():
     memory = memory_by_stage(1000, 4, activations=7)
+    assert all(part.average == 0 for part in memory.values())
     assert [memory[stage].weights for stage in range(4)] == [4000, 4000, 4000, 1000]
     assert [memory[stage].gradients for stage in range(4)] == [4000, 4000, 1000, 1000]
     # From stage 1 on, DeepSpeed's own copy of the parameters lies beside the two moments.
     assert [memory[stage].optimizer for stage in range(4)] == [8000, 3000, 3000, 3000]
     assert memory[2].total == 8007
+
+
+def test_a_moving_average_and_watched_gradients_are_counted(tmp_path):
+    bare, ema = (make_plan(tiny_recipe(tmp_path, *options), 2) for options in ([], ["ema=0.99"]))
+    assert set(bare.memory) == {0, 1, 2, 3} and set(ema.memory) == {0, 1, 2}, "stage 3 has no moving average"
+    for stage, memory in ema.memory.items():
+        assert memory.average == 4 * ema.parameters
+        assert memory.total == bare.memory[stage].total + 4 * ema.parameters
+    told = describe_plan(ema)
+    assert "average: of the weights (ema)" in told and "\n  3  " not in told and "ema" not in describe_plan(bare)
+    # The sum of one task's gradient, and a rank's half of each task's in a step.
+    for schedule, copies in (("accumulate", 1 + 3 / 2), ("weighted", 1 + 1 / 2)):
+        watched = make_plan(tiny_recipe(tmp_path, f"schedule={schedule}", "gradients_every=5"), 2)
+        for stage, memory in watched.memory.items():
+            more = memory.gradients - bare.memory[stage].gradients
+            assert more == pytest.approx(copies * 4 * watched.parameters), (schedule, stage)
 
 
 @pytest.mark.parametrize(

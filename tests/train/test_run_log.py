@@ -35,7 +35,8 @@ def test_a_full_disk_is_told(tmp_path):
 
 
 def test_rate_and_memory_are_plotted(tmp_path, monkeypatch):
-    log = RunLog(tmp_path, ALONE, steps=2, every=1, start=0, training_flops={"look": 2e12, "where": 1e12})
+    flops = {"look": 2e12, "where": 1e12}
+    log = RunLog(tmp_path, ALONE, steps=2, every=1, start=0, training_flops=flops, device_rate=9e12)
     clips = torch.zeros(3, 3, 1, 2, 2, dtype=torch.uint8)
     for task in ("look", "where"):
         log.loaded([Batch(task, clips, ["a"] * 3, torch.arange(3), torch.zeros(3), counts={"clips": 3.0})])
@@ -47,6 +48,8 @@ def test_rate_and_memory_are_plotted(tmp_path, monkeypatch):
     (rate,) = board.Scalars("speed/tflops_per_rank")
     # Three clips of 2 TFLOP and three of 1 in two seconds.
     assert rate.value == pytest.approx(4.5)
+    (share,) = board.Scalars("speed/utilisation")
+    assert share.value == pytest.approx(0.5)
     (memory,) = board.Scalars("memory/process_gb")
     assert memory.value == pytest.approx(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, rel=0.2)
 

@@ -1,6 +1,7 @@
 """Transfer learning in one run, and steps that are left out: the real loop on made-up batches."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from data.errors import UserError
 from tests.dist import run_ranks
-from tests.train.tiny_runs import ZERO2, build, made_up_batches, tiny_recipe, weights
+from tests.train.tiny_runs import ZERO2, build, made_up_batches, scalars, tiny_recipe, weights
 from train.launch import ToldError, init_distributed
 from train.loop import StepPlan, train
 from train.run_log import RunLog
@@ -92,8 +93,8 @@ def with_bad_losses(out, bad, most):
 
     Task.loss = loss  # type: ignore[method-assign]
     try:
-        recipe = tiny_recipe(out, "steps=6", f"max_skipped_steps={most}", "optim.schedule=constant")
-        return run(recipe, ZERO2)
+        options = [f"max_skipped_steps={most}", "optim.schedule=constant", "gradients_every=1"]
+        return run(tiny_recipe(out, "steps=6", *options), ZERO2)
     except ToldError as error:
         return str(error)
     finally:
@@ -120,4 +121,6 @@ def test_steps_without_a_finite_loss_are_left_out_and_told(tmp_path):
     assert lines[0]["keys"] == ["where6", "where7"] and lines[0]["losses"] == ["nan"]
     log = (tmp_path / "0" / "log.txt").read_text()
     assert "step 1 left out, its loss is not finite: where, clips where6, where7" in log
+    told = scalars(tmp_path / "0")["gradients/backbone"]
+    assert set(told) == {1, 3, 4, 6} and all(map(math.isfinite, told.values()))
     assert not (tmp_path / "2" / "skipped_steps.jsonl").exists()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from data.batch import Batch, Example, collate
@@ -118,6 +119,12 @@ def run_tiny(out: str, ds: str | None, overrides: list[str], until: int | None =
 def weights(engine: Engine) -> dict[str, Tensor]:
     with engine.whole() as model:
         return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def scalars(out: Path) -> dict[str, dict[int, float]]:
+    """tag -> step -> value, of what a run has given to TensorBoard."""
+    board = EventAccumulator(str(out / "tensorboard")).Reload()
+    return {tag: {event.step: event.value for event in board.Scalars(tag)} for tag in board.Tags()["scalars"]}
 
 
 def run_several(jobs: list[tuple[str, str | None, list[str], int | None]]) -> list[dict[str, Tensor]]:
