@@ -165,6 +165,6 @@ def _label_points(axes: Axes, points: np.ndarray, names: list[str]) -> None:
             ).all()
             inside = area.x0 < box.x0 and box.x1 < area.x1 and area.y0 < box.y0 and box.y1 < area.y1
             if free and inside:
-                taken = np.concatenate([taken, [[box.x0, box.y0, box.x1, box.y1]]])
+                taken = np.concatenate([taken, [[box.x0 - 3, box.y0, box.x1 + 3, box.y1]]])
                 break
             text.remove()
