@@ -65,12 +65,14 @@ def short(name: str, length: int = NAME_LENGTH) -> str:
     return f"{name[: length - 1 - end].rstrip()}…{name[-end:].lstrip()}"
 
 
+@style()
 def save(figure: Figure, path: Path) -> None:
     """Writes a PNG, whole or not at all. Raises OSError where it cannot be written."""
     with whole_file(path) as partial:
         figure.savefig(partial, format="png", bbox_inches="tight")
 
 
+@style()
 def pixels(figure: Figure) -> np.ndarray:
     """uint8 [H, W, 3], RGB."""
     canvas = figure.canvas
