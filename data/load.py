@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from data.errors import UserError
 from data.sample_json import Keyframe, SampleError, class_label, frame_count, frame_size, read_keyframe, sample_key
 from data.shards import Kind, ShardSet
 from data.view import ViewConfig
+
+T = TypeVar("T")
 
 PROPOSAL_IOU = 0.5
 """The overlap that lets a proposal take a person's labels in training: what the evaluation takes for a match."""
@@ -72,6 +74,15 @@ def load_views(task: TaskData, example: int, time: int, spaces: Sequence[int]) -
     return _Source(task, example).load(lambda source: source.evaluate(time, spaces))
 
 
+def load_keyframe(task: TaskData, example: int) -> tuple[Keyframe, np.ndarray]:
+    """The keyframe of one example of a localisation task, and its frame as it was packed: uint8 [H, W, 3], RGB.
+
+    Raises:
+        BadSample: the sample cannot be read, or its record or video is bad.
+    """
+    return _Source(task, example).load(lambda source: source.keyframe())
+
+
 class _Source:
     """One example's record, and what is made of it."""
 
@@ -80,7 +91,7 @@ class _Source:
         self.classes = len(task.shards.manifest.classes)
         self.key = f"example {example}"
 
-    def load(self, make: Callable[["_Source"], list[Example]]) -> list[Example]:
+    def load(self, make: Callable[["_Source"], T]) -> T:
         try:
             self.sample = _read_json(self.task.shards, self.example)
             self.key = sample_key(self.sample)
@@ -136,6 +147,11 @@ class _Source:
                 else:
                     example.labels = torch.full((len(boxes), self.classes), torch.nan)
         return examples
+
+    def keyframe(self) -> tuple[Keyframe, np.ndarray]:
+        found = self._keyframe()
+        frames = decode(self._video(), np.array([found.frame]), self.frames)
+        return found, frames[0].permute(1, 2, 0).contiguous().numpy()
 
     def _keyframe(self) -> Keyframe:
         item = int(self.task.shards.index[self.example]["item"])

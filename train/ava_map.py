@@ -28,6 +28,7 @@ from train.compare import RESAMPLES, compare
 from train.error_kinds import error_kinds
 from train.frame_map import DEFAULT_PROTOCOL, PROTOCOLS, FrameBoxes, Matches, Protocol, match
 from train.ties import have_ties, tie_range
+from train.whole_files import whole_text
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -221,9 +222,8 @@ def write_report(folder: Path, b: Breakdown, result: dict, options: argparse.Nam
     from train.report_pictures import draw_report  # takes a second to import
 
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({**result, "cutoffs": list(options.cutoffs)}, indent=1, allow_nan=False)
-        (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+        with whole_text(folder / "report.json") as file:
+            file.write(json.dumps({**result, "cutoffs": list(options.cutoffs)}, indent=1, allow_nan=False) + "\n")
         write_csv(folder / "classes.csv", b)
         names = run_names(options.detections, options.compare) if options.compare else ("", "")
         drawn = draw_report(folder, b, options.cutoffs, *names)

@@ -15,7 +15,8 @@ from data.shards import ClassInfo
 from train.ava_classes import group_masks
 from train.compare import Comparison, Interval
 from train.error_kinds import FALSE_POSITIVES, KINDS, ErrorKinds
-from train.frame_map import IOU_THRESHOLD, FrameBoxes, FrameMap, best_groundtruth
+from train.frame_map import IOU_THRESHOLD, FrameBoxes, FrameMap, best_groundtruth, mean_known
+from train.whole_files import whole_text
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Breakdown:
     @property
     def ceiling(self) -> float:
         """The mean of `recall`: the mAP that these boxes allow at most."""
-        return FrameMap(self.recall, self.result.instances, self.result.detections).mean
+        return mean_known(self.recall)
 
     def group_of(self, number: int) -> str:
         """AVA's kind of action that a class belongs to; empty for other lists of classes."""
@@ -81,8 +82,11 @@ def class_recall(groundtruth: FrameBoxes, covered: np.ndarray, num_classes: int)
 
 def unique_names(classes: Sequence[ClassInfo]) -> list[str]:
     """The classes' names; where several share one, their ids are added."""
-    count = Counter(c.name for c in classes)
-    return [c.name if count[c.name] == 1 else f"{c.name} ({c.id})" for c in classes]
+    names = [c.name for c in classes]
+    for _ in range(3):  # with its id a name may be that of a third class
+        count = Counter(names)
+        names = [name if count[name] == 1 else f"{name} ({c.id})" for name, c in zip(names, classes, strict=True)]
+    return names
 
 
 def number_or_null(value: float) -> float | None:
@@ -103,8 +107,7 @@ def table(b: Breakdown) -> str:
     for number, (c, name) in enumerate(zip(b.classes, b.names, strict=True)):
         rows.append(_row(b, str(c.id), name, b.result.per_class[number], b.recall[number], np.array([number])))
     for name, mask in b.masks.items():
-        recall = FrameMap(b.recall, b.result.instances, b.result.detections).mean_of(mask)
-        rows.append(_row(b, "", name, b.result.mean_of(mask), recall, mask))
+        rows.append(_row(b, "", name, b.result.mean_of(mask), mean_known(b.recall[mask]), mask))
     return aligned(head, rows, left=(1,))
 
 
@@ -151,7 +154,7 @@ def comparison_table(b: Breakdown) -> str:
     known.sort(key=lambda number: c.other[number] - c.this[number])
     rows = [[b.names[n], percent(c.this[n]), percent(c.other[n]), *_interval(c.of_class(n))] for n in known]
     for name, mask in b.masks.items():
-        this, other = (float(np.mean(ap[mask & ~np.isnan(ap)])) if known else math.nan for ap in (c.this, c.other))
+        this, other = (mean_known(ap[mask]) for ap in (c.this, c.other))
         rows.append([name, percent(this), percent(other), *_interval(c.of_mean(mask))])
     title = f"{c.confidence:.0%} interval"
     return aligned(["class", "AP, %", "other, %", "difference", title, ""], rows, left=(0,))
@@ -204,7 +207,7 @@ def _plain(interval: Interval) -> dict[str, float | None]:
 def write_csv(path: Path, b: Breakdown) -> None:
     """Writes one row per class with all that is known of it; shares in [0, 1], empty cells for what does not exist."""
     frequency = {name: mask for name, mask in b.parts.items() if name not in group_masks(b.classes)}
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with whole_text(path) as file:
         writer: csv.DictWriter[str] | None = None
         for number, c in enumerate(b.classes):
             row: dict[str, Any] = {

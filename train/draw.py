@@ -1,5 +1,6 @@
 """Draws persons with their labels, or a caption, on a frame: text inside of the frame, readable, never overlapping."""
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ class Painter:
             )
         told = [(person, box) for person, box in zip(persons, boxes, strict=True) if person.labels]
         # Of those that compete for room the surest goes first.
-        told.sort(key=lambda item: (-item[0].labels[0][1], item[0].track))
+        told.sort(key=lambda item: (-_surety(item[0]), item[0].track))
         for person, box, rect, lines in self._arrange(told, canvas):
             self._connect(canvas, box, rect, self._color(person))
             self._write(canvas, rect, lines, self._color(person))
@@ -164,13 +165,25 @@ class Painter:
             self._write(canvas, Rect(0, self.height - h, w, self.height), lines, CAPTION_COLOR)
         return image
 
+    def titled(self, image: Image.Image, text: str) -> Image.Image:
+        """The image under a line of text, which loses its end where it is too long."""
+        page = Image.new("RGB", (image.width, image.height + self.line + self.pad), CAPTION_COLOR)
+        page.paste(image, (0, self.line + self.pad))
+        canvas = ImageDraw.Draw(page)
+        line = self._shorten(canvas, text, "", image.width)
+        self._write(canvas, Rect(0, 0, image.width, self.line + self.pad), [line], CAPTION_COLOR)
+        return page
+
     def _arrange(
         self, told: list[tuple[Person, Rect]], canvas: ImageDraw.ImageDraw
     ) -> list[tuple[Person, Rect, Rect, list[str]]]:
         """(person, box, place of the text, lines). In a crowd without room for all lines, each person gets one."""
         limit = int(WIDEST * self.width)
         everything = [
-            [self._shorten(canvas, tidy(name), f" {score:.2f}", limit) for name, score in person.labels]
+            [
+                self._shorten(canvas, tidy(name), "" if score is None else f" {score:.2f}", limit)
+                for name, score in person.labels
+            ]
             for person, _ in told
         ]
         preferred = [self.before.get(person.track) for person, _ in told]
@@ -235,6 +248,11 @@ class Painter:
             x, y = (rect.left + rect.right) // 2, (rect.top + rect.bottom) // 2
             end = (min(max(x, box.left), box.right), min(max(y, box.top), box.bottom))
             canvas.line((x, y, *end), fill=color, width=self.stroke)
+
+
+def _surety(person: Person) -> float:
+    score = person.labels[0][1]
+    return math.inf if score is None else score
 
 
 def tidy(name: str) -> str:

@@ -5,26 +5,20 @@ import hashlib
 import json
 import math
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data.decode import require_ffmpeg
 from data.errors import UserError
-from data.shards import ShardSet
 from models import CofinetuneModel, load_model
-from train.ava_classes import DEFAULT_CUTOFFS, frequency_masks
-from train.ava_inputs import manifest_counts
-from train.breakdown import number_or_null
-from train.checkpoint_files import find_weights, read_state, write_atomically
+from train.ava_classes import DEFAULT_CUTOFFS
+from train.checkpoint_files import find_weights, read_state
 from train.ds_config import deepspeed_config
 from train.ema import EMA_FILE, use_average
+from train.eval_files import frequency_metrics, write
 from train.evaluators import Result, evaluate_tasks
-from train.frame_map import DEFAULT_PROTOCOL
 from train.launch import Rank, command, init_distributed, parse_args
 from train.recipe import Recipe, load_recipe, parse_recipe, project_path
 from train.resume import class_difference
@@ -124,7 +118,7 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
     if rank.first:
         for task in tasks:
             results[task.name].metrics.update(frequency_metrics(task, results[task.name], args.cutoffs))
-    rank.together(lambda: write(folder, weights, tasks, results) if rank.first else None)
+    rank.together(lambda: write(folder, weights, tasks, results, args.cutoffs) if rank.first else None)
     if rank.first:
         print(table(results))
         for line in lost_at_packing(tasks):
@@ -158,34 +152,6 @@ def on_groundtruth_boxes(task: Task) -> Task:
     """The task, evaluated on the ground truth's boxes."""
     assert task.val is not None
     return replace(task, val=replace(task.val, view=replace(task.val.view, eval_boxes="groundtruth")))
-
-
-def frequency_metrics(task: Task, result: Result, cutoffs: Sequence[int]) -> dict[str, float]:
-    """mAP of head, mid and tail classes of a localisation task; nothing where its training shards are not here, or
-    their manifest has no counts."""
-    if result.boxes is None:
-        return {}
-    counts = training_counts(task)
-    if counts is None:
-        what = "mAP of rare and frequent classes is left out"
-        print(f"note: {task.name}: no counts per class at {task.recipe.shards}: {what}", file=sys.stderr)
-        return {}
-    classes = [task.classes[index] for index in result.boxes.evaluated]
-    aps = np.array([math.nan if ap is None else ap for ap in result.per_class.values()])
-    trained = np.array([counts.get(c.id, 0) for c in classes], dtype=np.int64)
-    metrics = {}
-    for name, mask in frequency_masks(trained, cutoffs).items():
-        chosen = aps[mask & ~np.isnan(aps)]
-        metrics[f"mAP/{name}"] = float(chosen.mean()) if len(chosen) else math.nan
-    return metrics
-
-
-def training_counts(task: Task) -> dict[int, int] | None:
-    """Class id -> labels in the training shards, by their manifest; None where it cannot be read or does not say."""
-    try:
-        return manifest_counts(ShardSet(task.recipe.shards).manifest)
-    except UserError:
-        return None
 
 
 def read_recipe(args: argparse.Namespace, out: Path, weights: Path) -> Recipe:
@@ -246,45 +212,6 @@ def open_validation(
                 f"({differs})"
             )
     return tasks
-
-
-def write(folder: Path, weights: Path, tasks: Sequence[Task], results: dict[str, Result]) -> None:
-    """Writes metrics.json, predictions of classification tasks, and for localisation what `train/ava_map.py` reads."""
-    summary: dict[str, Any] = {
-        "checkpoint": str(weights),
-        "step": read_state(weights).step if (weights / "state.json").is_file() else None,
-        "tasks": {task.name: describe(task, results[task.name]) for task in tasks},
-    }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for task in tasks:
-            boxes = results[task.name].boxes
-            if boxes is not None:
-                boxes.write_detections(folder / f"{task.name}_detections.csv", task.classes)
-                boxes.write_groundtruth(folder / f"{task.name}_groundtruth.csv", task.classes)
-                boxes.write_labelmap(folder / f"{task.name}_labelmap.pbtxt", task.classes)
-            predictions = results[task.name].predictions
-            if predictions is not None:
-                predictions.write(folder / f"{task.name}_predictions.csv", task.classes)
-        write_atomically(folder / "metrics.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error}") from error
-
-
-def describe(task: Task, result: Result) -> dict[str, Any]:
-    """A task's part of metrics.json."""
-    return {
-        "kind": task.recipe.kind,
-        "shards": task.recipe.val_shards,
-        "metrics": {name: number_or_null(value) for name, value in result.metrics.items()},
-        "chance": {name: number_or_null(value) for name, value in result.chance.items()},
-        "counts": {**result.counts, "failed": len(result.failures)},
-        "lost_at_packing": task.val.shards.manifest.failures if task.val is not None else {},
-        "failures": [{"key": bad.key, "reason": bad.reason} for bad in result.failures],
-        "per_class": result.per_class,
-        "training_counts": training_counts(task),
-        **({"protocol": DEFAULT_PROTOCOL} if task.recipe.kind == "localisation" else {}),
-    }
 
 
 def table(results: dict[str, Result]) -> str:

@@ -116,9 +116,7 @@ class FrameMap:
 
     def mean_of(self, classes: np.ndarray) -> float:
         """The mean over the classes of a mask or index array that have ground truth; NaN where none has."""
-        chosen = self.per_class[classes]
-        chosen = chosen[~np.isnan(chosen)]
-        return float(chosen.mean()) if len(chosen) else float("nan")
+        return mean_known(self.per_class[classes])
 
 
 @dataclass(frozen=True)
@@ -171,6 +169,12 @@ class Matches:
             for own, count in zip(self.slices, self.instances.tolist(), strict=True)
         ]
         return FrameMap(np.array(per_class), self.instances, self.counts)
+
+
+def mean_known(values: np.ndarray) -> float:
+    """The mean of the values of a float64 array that are not NaN; NaN where there is none."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
 
 
 def frame_map(

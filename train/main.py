@@ -17,7 +17,8 @@ from train.ds_config import deepspeed_config
 from train.ema import WeightAverage
 from train.engine import build_engine
 from train.environment import describe_environment, environment, write_environment
-from train.evaluators import EMA_PREFIX, check_metrics, evaluate_all
+from train.eval_board import EvalBoard
+from train.evaluators import EMA_PREFIX, check_metrics, evaluate_all, evaluate_tasks, metrics_of
 from train.launch import Rank, StopSignal, command, init_distributed, parse_args
 from train.loop import StepPlan, train
 from train.model import build_model, describe_init, model_config
@@ -131,6 +132,8 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
     if told := describe_init(recipe, model):
         log.say(told)
 
+    board = EvalBoard(tasks, recipe.eval_keyframes)
+
     def save(done: int) -> None:
         finish(wait=True)
         checkpoints.begin(done, engine, recipe, config, rank, average)
@@ -141,12 +144,15 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
 
     def evaluate(done: int) -> None:
         with engine.whole() as model:
-            metrics = evaluate_all(model, tasks, rank, recipe)
+            results = evaluate_tasks(model, tasks, rank, recipe, chance=False)
+        metrics = metrics_of(results)
         if average is not None:
             with average.applied(engine.module):
                 averaged = evaluate_all(engine.module, tasks, rank, recipe)
             metrics |= {EMA_PREFIX + name: value for name, value in averaged.items()}
         log.metrics(done, metrics)
+        if rank.first:
+            log.show(done, board.scalars(results), board.pictures(results))
         if checkpoints.is_best(metrics, rank):
             save(done)
         finish(wait=True)

@@ -240,6 +240,9 @@ class Recipe(DataRecipe):
     """Steps between evaluations; 0: none during training."""
     eval_batch: int = 16
     """Clips of one forward pass on one rank in evaluation."""
+    eval_keyframes: int = 8
+    """Keyframes of each localisation task that an evaluation during training draws for TensorBoard, ground truth beside
+    detections; always the same ones. 0: none."""
     model: ModelRecipe = field(default_factory=ModelRecipe)
     optim: OptimRecipe = field(default_factory=OptimRecipe)
 
@@ -299,7 +302,7 @@ def _check_training(recipe: Recipe, where: str) -> None:
             check(not isinstance(value, float) or math.isfinite(value), key, number, "must be finite")
     for key in ("log_every", "save_every", "keep", "eval_batch"):
         check(getattr(recipe, key) >= 1, key, getattr(recipe, key), "must be at least 1")
-    for key in ("eval_every", "gradients_every", "max_skipped_steps"):
+    for key in ("eval_every", "eval_keyframes", "gradients_every", "max_skipped_steps"):
         check(getattr(recipe, key) >= 0, key, getattr(recipe, key), "must not be below 0")
     good = not recipe.keep_best or recipe.eval_every > 0
     check(good, "keep_best", recipe.keep_best, "needs evaluations during training: give eval_every")

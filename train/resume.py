@@ -13,7 +13,8 @@ from train.recipe import Recipe, parse_recipe, recipe_differences
 
 HARMLESS = {
     *("name", "out", "data_root", "workers", "max_bad_share", "max_skipped_steps", "log_every", "save_every", "keep"),
-    *("gradients_every", "keep_best", "eval_every", "eval_batch", "cache.folder", "cache.max_gb", "cache.whole_shards"),
+    *("gradients_every", "keep_best", "eval_every", "eval_batch", "eval_keyframes"),
+    *("cache.folder", "cache.max_gb", "cache.whole_shards"),
     *(f"model.{key}" for key in EXECUTION),
 }
 """Keys of a recipe that may change when a run goes on: what is learned does not depend on them, rounding aside."""

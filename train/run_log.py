@@ -4,10 +4,12 @@ import contextlib
 import fcntl
 import resource
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
@@ -81,6 +83,8 @@ class RunLog:
                 self.file = (self.folder / "log.txt").open("a")
                 self._take()
                 self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start + 1 if start else None)
+        self._artist = ThreadPoolExecutor(1, thread_name_prefix="pictures")
+        self._pictures: Future[None] | None = None
         self._begin = self._since = time.monotonic()
         self._reset()
 
@@ -164,6 +168,33 @@ class RunLog:
             self._plot(metrics, step)
         self.say(f"step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
 
+    def show(
+        self, step: int, scalars: Mapping[str, float], pictures: Callable[[], Mapping[str, np.ndarray]] | None = None
+    ) -> None:
+        """Puts what belongs to an evaluation after `step` steps onto the board alone.
+
+        Args:
+            pictures: what draws them, uint8 [H, W, 3]; called in a thread, while the run goes on. What goes wrong
+                there is raised by the next call or by `close`.
+        """
+        if self.board is None:
+            return
+        self._plot(scalars, step)
+        self._wait_for_pictures()
+        if pictures is not None:
+            self._pictures = self._artist.submit(self._draw, self.board, step, pictures)
+
+    def _draw(self, board: SummaryWriter, step: int, pictures: Callable[[], Mapping[str, np.ndarray]]) -> None:
+        for name, picture in pictures().items():
+            board.add_image(name, picture, step, dataformats="HWC")
+        board.flush()
+
+    def _wait_for_pictures(self) -> None:
+        pictures, self._pictures = self._pictures, None
+        if pictures is not None:
+            with self._writing():
+                pictures.result()
+
     def _tell(self, done: int, lr: float) -> None:
         now = time.monotonic()
         parts = self.rank.gather((self._losses, self._waited, self._counts, self._memory()))
@@ -208,7 +239,7 @@ class RunLog:
             held["device_gb"] = torch.cuda.max_memory_allocated(self.rank.device) / 1e9
         return held
 
-    def _plot(self, scalars: dict[str, Any], step: int) -> None:
+    def _plot(self, scalars: Mapping[str, Any], step: int) -> None:
         assert self.board is not None
         with self._writing():
             for name, value in scalars.items():
@@ -216,6 +247,7 @@ class RunLog:
             self.board.flush()
 
     def close(self) -> None:
+        self._wait_for_pictures()
         with self._writing():
             if self.board is not None:
                 self.board.close()

@@ -14,11 +14,12 @@ LINK_IOU = 0.3
 
 @dataclass(frozen=True)
 class Person:
-    """A person to draw: a number that stays for the person, (x1, y1, x2, y2) in [0, 1], and (text, score) labels."""
+    """A person to draw: a number that stays for the person, (x1, y1, x2, y2) in [0, 1], and (text, score) labels; what
+    is certain has no score."""
 
     track: int
     box: np.ndarray
-    labels: list[tuple[str, float]]
+    labels: Sequence[tuple[str, float | None]]
 
 
 @dataclass(frozen=True)

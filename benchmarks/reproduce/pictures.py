@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from benchmarks.reproduce.intervals import mean_of, paired
 from benchmarks.reproduce.protocol import BASELINES, CANDIDATES, DOWNSTREAM, HEAD, REGIMES, ROUND, TAIL, Plan
 from benchmarks.reproduce.records import Record, part_masks
-from train.report_pictures import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, STYLE
+from train.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, new_figure, save, style
 
 COLOURS = {
     "transfer": ORANGE,
@@ -35,9 +34,9 @@ def draw_all(results: Path, runs: Runs, plan: Plan) -> dict[str, str]:
     }
     results.mkdir(parents=True, exist_ok=True)
     titles = {}
-    with matplotlib.rc_context(STYLE):
+    with style():
         for name, (title, draw) in drawn.items():
-            draw(runs, plan).savefig(results / name, bbox_inches="tight")
+            save(draw(runs, plan), results / name)
             titles[name] = title
     return titles
 
@@ -63,8 +62,7 @@ def _shown(runs: Runs) -> list[str]:
 
 def _by_frequency(runs: Runs, plan: Plan) -> Figure:
     counts = class_counts(runs)
-    figure = Figure(figsize=(10, 5.5), layout="constrained")
-    axes = figure.subplots()
+    figure, ((axes,),) = new_figure(10, 5.5)
     shown = _shown(runs)
     for place, regime in enumerate(shown):
         means = [mean_of([_ap(run, name) for run in runs[regime]]) for name in counts]
@@ -132,8 +130,7 @@ def _gain_by_class(runs: Runs, plan: Plan) -> Figure:
 
 
 def _learning_curves(runs: Runs, plan: Plan) -> Figure:
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.subplots()
+    figure, ((axes,),) = new_figure(9, 5)
     for name, own in runs.items():
         if name not in COLOURS:
             continue

@@ -1,6 +1,7 @@
 """What a figure is made of: each rule by a case worked by hand, the bootstrap against evaluation of repeated files."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -11,11 +12,10 @@ from data.shards import ClassInfo
 from tests.train.slow_frame_map import Box
 from tests.train.test_frame_map import LEFT, OFFICIAL, RIGHT, arrays, founds, truths
 from train import compare as bootstrap
-from train.breakdown import Breakdown, box_recall, class_recall
+from train.breakdown import Breakdown, box_recall, class_recall, comparison_table, unique_names
 from train.compare import Comparison, compare, draw_videos, resampled
 from train.error_kinds import FALSE_POSITIVES, KINDS, error_kinds, kinds_of
 from train.frame_map import match
-from train.report_pictures import ap_by_frequency, draw_report
 from train.ties import have_ties, tie_range
 
 FAR = (0.7, 0.7, 0.9, 0.9)
@@ -211,36 +211,6 @@ def test_classes_that_were_not_drawn_are_left_out_of_that_draws_mean():
     assert math.isnan(c.of_mean(np.array([False, False])).value)
 
 
-@pytest.mark.parametrize("classes", [1, 90])
-def test_pictures_have_every_class_and_names_that_do_not_overlap(tmp_path, classes):
-    rng = np.random.default_rng(0)
-    truth = [Box(f, LEFT, int(c)) for f in range(60) for c in rng.integers(0, classes, 4)]
-    found = [Box(f, LEFT, int(c), float(rng.random())) for f in range(60) for c in rng.integers(0, classes, 8)]
-    this, other = matched(truth, found, classes), matched(truth, found[::2], classes)
-    infos = [ClassInfo(n, f"an action with a long name, number {n}, and more") for n in range(classes)]
-    frames = np.arange(60)
-    b = Breakdown(
-        infos,
-        this.frame_map(),
-        {},
-        class_recall(this.groundtruth, this.is_found, classes),
-        1.0,
-        np.arange(classes),
-        error_kinds(this, people(truth)),
-        compare(this, other, frames // 5, frames, resamples=20),
-    )
-    drawn = draw_report(tmp_path, b, (10, 100), "this", "other")
-    pages = ["classes.png"] if classes == 1 else ["classes-1.png", "classes-2.png"]
-    assert drawn[0] == "ap_by_frequency.png" and [name for name in drawn if name.startswith("classes")] == pages
-    assert all((tmp_path / name).stat().st_size > 5000 for name in drawn)
-    (axes,) = ap_by_frequency(b, (10, 100), "this", "other").axes
-    boxes = [text.get_window_extent() for text in axes.texts]
-    assert len(boxes) >= (1 if classes == 1 else 6)
-    texts = [text.get_text() for text in axes.texts]
-    overlaps = [(texts[i], texts[j]) for i in range(len(boxes)) for j in range(i) if boxes[i].overlaps(boxes[j])]
-    assert overlaps == []
-
-
 @settings(max_examples=50, deadline=None)
 @given(found=founds)
 def test_distinct_boxes_are_all_the_boxes_there_are(found):
@@ -253,3 +223,24 @@ def test_distinct_boxes_are_all_the_boxes_there_are(found):
     # Rows of one box in a row, as a detector writes its classes, become one.
     rows = boxes.take(np.repeat(np.arange(len(boxes)), 3)).distinct()
     assert len(rows) == len(distinct)
+
+
+def test_names_differ_also_where_one_looks_like_another_with_its_id():
+    classes = [ClassInfo(1, "run"), ClassInfo(2, "run"), ClassInfo(3, "run (1)"), ClassInfo(4, "walk")]
+    assert len(set(unique_names(classes))) == 4 and unique_names(classes)[3] == "walk"
+
+
+def test_a_part_without_a_known_class_is_told_without_a_warning():
+    videos = np.arange(12)
+    b = Breakdown(
+        classes=[ClassInfo(1, "run")],
+        result=run(6).frame_map(),
+        parts={"head": np.array([False]), "tail": np.array([True])},
+        recall=np.array([0.5]),
+        person_recall=0.5,
+        comparison=compare(run(6), run(3), videos, videos, resamples=10),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lines = comparison_table(b).splitlines()
+    assert lines[2].split()[:4] == ["head", "-", "-", "-"] and lines[3].split()[1] == f"{100 * b.result.mean:.2f}"

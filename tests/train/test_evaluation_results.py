@@ -109,7 +109,7 @@ class BreaksOff(ByPlace):
 
 
 def plain(results):
-    return {name: replace(result, boxes=None, predictions=None) for name, result in results.items()}
+    return {name: replace(result, boxes=None, frame_map=None, predictions=None) for name, result in results.items()}
 
 
 @pytest.mark.parametrize("views", ["[1,1]", "[2,3]"])

@@ -207,7 +207,7 @@ def on_ranks(folder: str) -> dict:
         assert (result.boxes is not None) == (rank.first and name == "people")
         assert (result.predictions is not None) == (rank.first and name == "clips")
     results["views"] = many_views(folder, rank)
-    return {name: replace(result, boxes=None, predictions=None) for name, result in results.items()}
+    return {name: replace(result, boxes=None, frame_map=None, predictions=None) for name, result in results.items()}
 
 
 def many_views(folder: str, rank: Rank) -> Result:
@@ -219,7 +219,7 @@ def test_results_do_not_depend_on_the_number_of_ranks(world):
     recipe = recipe_of(world)
     alone = evaluate_tasks(ByPlace(), tasks_of(recipe), ALONE, recipe)
     alone["views"] = many_views(str(world), ALONE)
-    alone = {name: replace(result, boxes=None, predictions=None) for name, result in alone.items()}
+    alone = {name: replace(result, boxes=None, frame_map=None, predictions=None) for name, result in alone.items()}
     # Seven clips and eight keyframes over three ranks need padding.
     for results in run_ranks(on_ranks, 3, str(world)):
         assert results == alone

@@ -169,12 +169,18 @@ def test_any_step_of_a_run_can_be_looked_at(world, plain):
 @pytest.mark.parametrize("kind", ["deepspeed", "torchrun"])
 def test_the_same_run_under_other_launchers(world, plain, kind):
     ds = "ds_configs/zero2.json"  # found in the project, wherever the command is given
-    done = run(kind, "--ds", ds, "--recipe", "recipe.yaml", f"out={kind}", cwd=world)
+    # Evaluations, with all that they show, change nothing of what is trained.
+    more = ("eval_every=2", "eval_keyframes=1")
+    done = run(kind, "--ds", ds, "--recipe", "recipe.yaml", f"out={kind}", *more, cwd=world)
     assert done.returncode == 0, done.stderr
     first, second = weights(plain[0]), weights(world / kind)
     assert first.keys() == second.keys()
     for name in first:
         torch.testing.assert_close(first[name], second[name], rtol=0, atol=2e-6)
+    board = EventAccumulator(str(world / kind / "tensorboard")).Reload()
+    pictures = ["kinetics/confusion", "ava/ap_by_frequency", "ava_keyframes/movie.2, 902 s"]
+    assert {tag: [e.step for e in board.Images(tag)] for tag in board.Tags()["images"]} == {p: [2, 4] for p in pictures}
+    assert [e.step for e in board.Scalars("ava_AP/action 7")] == [2, 4]
 
 
 def test_a_finished_run_is_not_overwritten(world, plain):
@@ -220,9 +226,12 @@ def test_the_best_checkpoint_is_kept_and_a_missed_evaluation_is_made_up_for(worl
     last = folder / "step-000004"
     metrics, state = kept["step-000004"], replace(read_state(last), metrics=None)  # as if killed before the evaluation
     write_atomically(last / "state.json", state.to_json())
-    train_here(*options, "--resume", "log_every=1")
+    train_here(*options, "--resume", "log_every=1", "eval_keyframes=2")
     out = capsys.readouterr().out
-    assert "step 4: kinetics/top1" in out and "changed since best/checkpoints/step-000004:\n  log_every: 2 -> 1" in out
+    assert (
+        "step 4: kinetics/top1" in out
+        and "changed since best/checkpoints/step-000004:\n  eval_keyframes: 8 -> 2\n" in out
+    )
     assert read_state(last).metrics == metrics
     train_here(*options, "--resume")
     assert "step 4: kinetics/top1" not in capsys.readouterr().out

@@ -4,8 +4,10 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -80,3 +82,31 @@ except UserError as error:
     log.close()
     done = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True)
     assert done.stdout == "", "the first has ended"
+
+
+def test_pictures_are_drawn_beside_the_run_and_are_there_in_the_end(tmp_path):
+    log, drawing = RunLog(tmp_path, ALONE, steps=1, every=1, start=0), threading.Event()
+
+    def draw() -> dict[str, np.ndarray]:
+        assert drawing.wait(60), "the run does not wait for its pictures"
+        return {"ava/confusion": np.full((4, 6, 3), 200, np.uint8)}
+
+    log.show(3, {"ava_AP/stand": 0.5}, draw)
+    drawing.set()
+    log.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    (picture,) = board.Images("ava/confusion")
+    assert (picture.step, picture.width, picture.height) == (3, 6, 4)
+    assert [(e.step, e.value) for e in board.Scalars("ava_AP/stand")] == [(3, 0.5)]
+
+
+def test_what_goes_wrong_with_a_picture_is_not_silent(tmp_path):
+    log = RunLog(tmp_path, ALONE, steps=1, every=1, start=0)
+
+    def draw() -> dict[str, np.ndarray]:
+        raise ZeroDivisionError("a defect")
+
+    log.show(1, {}, draw)
+    with pytest.raises(ZeroDivisionError, match="a defect"):
+        log.show(2, {})
+    log.close()

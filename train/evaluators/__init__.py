@@ -30,7 +30,7 @@ EMA_PREFIX = "ema/"
 SPARSE_SHARE = 0.25
 """Below this share of a set, remote examples are read one by one and not with their whole shards."""
 
-__all__ = ["EVALUATORS", "Result", "check_metrics", "evaluate_all", "evaluate_tasks"]
+__all__ = ["EVALUATORS", "Result", "check_metrics", "evaluate_all", "evaluate_tasks", "metrics_of"]
 
 
 def check_metrics(key: str, wanted: Sequence[str], tasks: Sequence[Task], ema: bool = False) -> None:
@@ -53,7 +53,11 @@ def evaluate_all(
     model: nn.Module, tasks: Sequence[Task], rank: Rank, recipe: Recipe, limit: int | None = None
 ) -> dict[str, float]:
     """`{task}/{metric}` -> value, of every task that has validation shards; else as `evaluate_tasks`."""
-    results = evaluate_tasks(model, tasks, rank, recipe, limit=limit, chance=False)
+    return metrics_of(evaluate_tasks(model, tasks, rank, recipe, limit=limit, chance=False))
+
+
+def metrics_of(results: Mapping[str, Result]) -> dict[str, float]:
+    """`{task}/{metric}` -> value."""
     return {f"{task}/{name}": value for task, result in results.items() for name, value in result.metrics.items()}
 
 

@@ -14,6 +14,7 @@ from data.batch import PADDING, Batch, Substitute
 from data.errors import UserError
 from train.evaluators.keyframe_boxes import KeyframeBoxes
 from train.evaluators.predictions import Predictions
+from train.frame_map import FrameMap
 from train.launch import Rank
 from train.run_log import duration
 
@@ -32,6 +33,7 @@ class Result:
         per_class: class name -> its own figure; None for a class without ground truth.
         failures: examples that could not be read. They are in no metric.
         boxes: localisation: detections and ground truth, on the first rank only.
+        frame_map: localisation: AP and counts of the evaluated classes as in the metric mAP, on the first rank only.
         predictions: classification: what was said of every example, on the first rank only.
     """
 
@@ -41,6 +43,7 @@ class Result:
     per_class: dict[str, float | None]
     failures: list[Substitute] = field(default_factory=list)
     boxes: KeyframeBoxes | None = None
+    frame_map: FrameMap | None = None
     predictions: Predictions | None = None
 
 

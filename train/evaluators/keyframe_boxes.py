@@ -1,17 +1,15 @@
 """Scored boxes and ground truth of keyframes: what AVA's metric and AVA's files are made from."""
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 
 from data.ava_files import Keyframe
 from data.shards import ClassInfo
 from train.frame_map import FrameBoxes
+from train.whole_files import whole_text
 
 DECIMALS = 6
 """Of box corners, here and in the files, so that the metric of the files is exactly the one computed here."""
@@ -60,7 +58,7 @@ class KeyframeBoxes:
     def write_detections(self, path: Path, classes: Sequence[ClassInfo]) -> None:
         """Writes rows of video_id,timestamp,x1,y1,x2,y2,action_id,score: the official evaluator's format."""
         ids = [classes[index].id for index in self.evaluated]
-        with _whole(path) as file:
+        with whole_text(path) as file:
             for frame, box, scores in zip(self.frames, self.boxes, self.scores, strict=True):
                 start = f"{_keyframe(self.keyframes[frame])},{_corners(box)}"
                 # Nine digits tell any two float32 apart, so that the file ranks as the model does.
@@ -68,7 +66,7 @@ class KeyframeBoxes:
 
     def write_groundtruth(self, path: Path, classes: Sequence[ClassInfo]) -> None:
         """Writes rows of video_id,timestamp,x1,y1,x2,y2,action_id, of all classes; two columns for other keyframes."""
-        with _whole(path) as file:
+        with whole_text(path) as file:
             for frame, box, label in zip(self.truth.frames, self.truth.boxes, self.truth.classes, strict=True):
                 file.write(f"{_keyframe(self.keyframes[frame])},{_corners(box)},{classes[label].id}\n")
             for frame in np.setdiff1d(np.arange(len(self.keyframes)), self.truth.frames):
@@ -76,7 +74,7 @@ class KeyframeBoxes:
 
     def write_labelmap(self, path: Path, classes: Sequence[ClassInfo]) -> None:
         """Writes the evaluated classes as a label map."""
-        with _whole(path) as file:
+        with whole_text(path) as file:
             for index in self.evaluated:
                 name = classes[index].name.replace('"', "'")
                 file.write(f'item {{\n  name: "{name}"\n  id: {classes[index].id}\n}}\n')
@@ -92,13 +90,3 @@ def _keyframe(keyframe: Keyframe) -> str:
 
 def _corners(box: np.ndarray) -> str:
     return ",".join(f"{value:.{DECIMALS}f}" for value in box.tolist())
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[TextIO]:
-    """A file that takes its place once all of it is written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", encoding="utf-8", newline="\n") as file:
-        yield file
-    os.replace(partial, path)

@@ -82,7 +82,7 @@ def evaluate(model: nn.Module, data: TaskData, collected: Collected, rank: Rank,
             else None
         )
     )
-    told = rank.gather(None if result is None else replace(result, boxes=None))[0]
+    told = rank.gather(None if result is None else replace(result, boxes=None, frame_map=None))[0]
     assert told is not None
     return result or told
 
@@ -142,6 +142,7 @@ def _score(boxes: KeyframeBoxes, failures: list[Substitute], data: TaskData, cha
         per_class=dict(zip(unique_names(classes), per_class, strict=True)),
         failures=failures,
         boxes=boxes,
+        frame_map=measured["mAP"],
     )
 
 

@@ -1,7 +1,6 @@
 """What a classifier said of every example: a file of its best classes, and how far its confidence can be trusted."""
 
 import csv
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 
 from data.shards import ClassInfo
 from train.breakdown import unique_names
+from train.whole_files import whole_text
 
 TOP = 5
 BINS = 15
@@ -35,9 +35,7 @@ class Predictions:
     def write(self, path: Path, classes: Sequence[ClassInfo]) -> None:
         """Writes a CSV with the header key,label,top1,score1,... of class names; no label is an empty cell."""
         names = unique_names(classes)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        with partial.open("w", encoding="utf-8", newline="") as file:
+        with whole_text(path) as file:
             writer = csv.writer(file, lineterminator="\n")
             count = self.classes.shape[1]
             writer.writerow(["key", "label", *(f"{part}{n}" for n in range(1, count + 1) for part in ("top", "score"))])
@@ -50,7 +48,6 @@ class Predictions:
             ):
                 cells = [cell for c, s in zip(best, scores, strict=True) for cell in (names[c], f"{s:.6f}")]
                 writer.writerow([key, names[label] if label >= 0 else "", *cells])
-        os.replace(partial, path)
 
 
 def calibration_error(confidence: np.ndarray, is_right: np.ndarray) -> float:
