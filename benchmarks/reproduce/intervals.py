@@ -74,7 +74,7 @@ def difference(
     each = tuple(float(a - b) for a, b in zip(regime, baseline, strict=True))
     over_seeds = mean_of(each, confidence)
     p = math.nan
-    if len(each) > 1 and np.std(each) > 0:
+    if len(each) > 1 and np.std(each) > 1e-9:  # a t value of nothing but rounding says nothing
         p = float(stats.ttest_rel(regime, baseline).pvalue)
     over_both = (math.nan, math.nan)
     if draws[0] and all(map(len, (*draws[0], *draws[1]))):

@@ -101,8 +101,7 @@ def _counts_axis(axes: Axes, counts: dict[str, int]) -> None:
 
 def _gain_by_class(runs: Runs, plan: Plan) -> Figure:
     counts = class_counts(runs)
-    figure = Figure(figsize=(10, 0.42 * len(counts) + 1.6), layout="constrained")
-    axes = figure.subplots()
+    figure, ((axes,),) = new_figure(10, 0.42 * len(counts) + 1.6)
     bases = [base for base in BASELINES if base in runs]
     pairs = [(name, base) for name in CANDIDATES if name in runs for base in bases]
     height = 0.8 / max(1, len(pairs))

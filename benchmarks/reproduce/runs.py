@@ -95,6 +95,7 @@ class Laboratory:
         self.folder, self.records, self.world = folder, records, world
         self.open_world = functools.cache(open_world)
         self.plan, self.machine = plan, machine
+        self._identities: dict[str, str] = {}
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._lock, self._ending = threading.Lock(), False
 
@@ -166,7 +167,10 @@ class Laboratory:
         return run.regime.total_clips(self.plan.rounds, run.seed)
 
     def _identity(self, run: Run) -> str:
-        return identity(run.regime, self.plan.rounds, run.setting, run.seed, self.world)
+        key = f"{run.name} {run.setting}"
+        if key not in self._identities:
+            self._identities[key] = identity(run.regime, self.plan.rounds, run.setting, run.seed, self.world)
+        return self._identities[key]
 
     def _do(self, run: Run) -> None:
         folder = self.folder / f"{run.name}-{self._identity(run)}"
