@@ -100,7 +100,8 @@ def _arguments(raw: Path, task: str, split: str, annotations: Path) -> list[obje
     folder, trains = raw / task, split == "train"
     common: list[object] = ["--annotations", annotations, "--split", split]
     if task == "kinetics":
-        return ["pack_kinetics.py", *common, "--videos", folder / "videos" / ("train" if trains else "validate")]
+        videos = folder / "videos" / ("train" if trains else "validate")
+        return ["pack_kinetics.py", *common, "--videos", videos, *_class_list(folder, annotations)]
     if task == "moments":
         videos = folder / ("training" if trains else "validation")
         return ["pack_moments.py", *common, "--categories", folder / "moments_categories.txt", "--videos", videos]
@@ -113,6 +114,21 @@ def _arguments(raw: Path, task: str, split: str, annotations: Path) -> list[obje
         *("--excluded", folder / f"ava_{word}_excluded_timestamps_v2.2.csv"),
         *("--proposals", folder / f"ava_{word}_predicted_boxes.csv"),
     ]
+
+
+def _class_list(folder: Path, annotations: Path) -> list[object]:
+    """Names the training set's classes where a small part has not all of them: the packer takes them from its rows."""
+    every, own = (_labels(path) for path in (folder / TRAIN_FILES["kinetics"], annotations))
+    if own == every:
+        return []
+    names = folder / "annotations" / "classes.txt"
+    names.write_text("".join(f"{name}\n" for name in sorted(every)))
+    return ["--classes", names]
+
+
+def _labels(annotations: Path) -> set[str]:
+    with annotations.open(newline="") as file:
+        return {row["label"] for row in csv.DictReader(file)}
 
 
 def _split(raw: Path, part: str) -> None:
