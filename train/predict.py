@@ -19,7 +19,8 @@ from train.frame_map import FrameBoxes
 from train.launch import command, parse_args
 from train.person_boxes import BoxFile, load_detector, read_box_file
 from train.tracks import Person, PersonKeyframe, Tracks
-from train.video_files import CONTAINERS, VideoReader, VideoWriter, require_encoder
+from train.video_files import VideoReader
+from train.video_writer import CONTAINERS, VideoWriter, require_encoder
 
 Scene = Callable[[float], tuple[list[Person], list[tuple[str, str]]]]
 """Second of the video -> persons and caption to draw."""
@@ -210,7 +211,9 @@ def draw(args: argparse.Namespace, video: VideoReader, scene: Scene, still: floa
     """Draws and encodes the video frame by frame."""
     painter = Painter(video.width, video.height)
     out, frames, image = Path(args.out), 0, None
-    with VideoWriter(out, painter.width, painter.height, video.rate, Path(args.video)) as writer:
+    if video.has_sound and video.sound is None:
+        print(f"note: {video.path}: its sound cannot be decoded, and is left out", file=sys.stderr)
+    with VideoWriter(out, painter.width, painter.height, video.rate, video.sound) as writer:
         for time, frame in tqdm(video.steady(), "drawing", int(video.seconds * video.rate) or None, unit="frame"):
             drawn = painter.paint(frame.permute(1, 2, 0).numpy(), *scene(time))
             writer.write(drawn)
@@ -223,7 +226,8 @@ def draw(args: argparse.Namespace, video: VideoReader, scene: Scene, still: floa
     if painter.hidden:
         print(f"note: {painter.hidden} persons of one frame have no room for their labels", file=sys.stderr)
     if video.damage is not None:
-        print(f"note: ends early: {video.damage}", file=sys.stderr)
+        stand_in = "the frame before stands for each, and the video ends with the last good one"
+        print(f"note: {video.damage}: {stand_in}", file=sys.stderr)
     print(f"{out}: {frames} frames of {painter.width}x{painter.height}")
 
 
