@@ -18,7 +18,7 @@ from train.evaluators.keyframe_boxes import KeyframeBoxes
 from train.frame_map import FrameBoxes
 from train.launch import command, parse_args
 from train.person_boxes import BoxFile, load_detector, read_box_file
-from train.tracks import Person, PersonKeyframe, Tracks
+from train.tracks import Person, PersonKeyframe, Tracks, looks
 from train.video_files import VideoReader
 from train.video_writer import CONTAINERS, VideoWriter, require_encoder
 
@@ -137,14 +137,16 @@ def localise(args: argparse.Namespace, head: Head, video: VideoReader, top: int)
     if not inhabited:
         told = "no box is used: none has both the score that --box-threshold asks for and an area inside of the frame"
         print(f"note: {told} (boxes are x1, y1, x2, y2 as fractions of it, 0 to 1)", file=sys.stderr)
-    scores = {
-        inhabited[place]: head(clip, asked.boxes[inhabited[place]]).sigmoid().numpy()
-        for place, clip in clips(head, video, asked.times[inhabited].tolist(), "keyframes")
-    }
+    scores: dict[int, np.ndarray] = {}
     keyframes = []
-    for n in sorted(scores):
-        labels = [head.names(row, top, args.threshold) for row in scores[n]]
-        keyframes.append(PersonKeyframe(float(asked.times[n]), asked.boxes[n], labels))
+    for place, clip in clips(head, video, asked.times[inhabited].tolist(), "keyframes"):
+        number = inhabited[place]
+        boxes = asked.boxes[number]
+        scores[number] = head(clip, boxes).sigmoid().numpy()
+        labels = [head.names(row, top, args.threshold) for row in scores[number]]
+        # The keyframe itself is the clip's middle frame, and the clip holds the whole of it.
+        seen = looks(clip[:, clip.shape[1] // 2], boxes)
+        keyframes.append(PersonKeyframe(float(asked.times[number]), boxes, labels, seen))
     if args.detections is not None:
         write_detections(Path(args.detections), asked, scores, head.classes)
     counts = [sum(map(len, keyframe.labels)) for keyframe in keyframes]
@@ -154,7 +156,7 @@ def localise(args: argparse.Namespace, head: Head, video: VideoReader, top: int)
         f" {args.threshold:g} (task {head.task})"
     )
     gap = float(np.median(np.diff(asked.times))) if len(asked.times) > 1 else 0.0
-    tracks = Tracks(keyframes, reach=1.5 * max(args.every, gap))
+    tracks = Tracks(keyframes, reach=1.5 * max(args.every, gap), aspect=video.width / video.height)
     still = keyframes[int(np.argmax(counts))].time if keyframes else video.seconds / 2
     return lambda time: (tracks.at(time), []), still
 
