@@ -5,7 +5,6 @@ import csv
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress, islice
@@ -17,6 +16,7 @@ from data.errors import UserError
 
 _CHUNK = 10_000  # rows at a time: few enough that their text stays in the processor's cache
 _BLOCK = 1 << 20  # bytes at a time, for the same reason
+_GZIP = b"\x1f\x8b"
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,21 @@ class Rows:
 def read_text(path: str | os.PathLike[str]) -> str:
     """The whole of a UTF-8 file. Raises UserError where it cannot be read or is no text."""
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            return file.read()
+        with open(path, "rb") as file:
+            data = file.read().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         raise UserError(f"{os.fspath(path)} cannot be read: {error.strerror}") from error
+    return io.StringIO(_decode(os.fspath(path), 1, data), newline=None).getvalue()  # line ends are \n
+
+
+def _decode(path: str, first: int, data: bytes) -> str:
+    """The text of `data`, which begins with line `first` of a file. Raises UserError with the line that is no UTF-8."""
+    try:
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{os.fspath(path)}: not a UTF-8 text file ({error})") from error
+        line = first + data.count(b"\n", 0, error.start)
+        packed = ", but gzip: unpack it" if data.startswith(_GZIP) else f" (byte 0x{data[error.start]:02x})"
+        raise UserError(f"{path}, line {line}: not UTF-8 text{packed}") from error
 
 
 @dataclass(frozen=True)
@@ -103,9 +112,8 @@ class Lines:
 
     def rows(self) -> Iterator[Rows]:
         """The rows that are not blank, in CSV, some thousands at a time. Raises UserError where they are not that."""
-        with _errors_told(self.path):
-            text = io.StringIO(self.data.decode("utf-8"), newline="")
-            yield from _csv_rows(self.path, text, self.first)
+        text = _decode(self.path, self.first, self.data)
+        yield from _csv_rows(self.path, io.StringIO(text, newline=""), self.first)
 
 
 def read_blocks(path: str | os.PathLike[str]) -> Iterator[Lines]:
@@ -115,18 +123,21 @@ def read_blocks(path: str | os.PathLike[str]) -> Iterator[Lines]:
         UserError: the file cannot be read.
     """
     where = os.fspath(path)
-    with _errors_told(where), open(where, "rb") as file:
-        first, rest = 1, file.read(3)
-        rest = rest.removeprefix(codecs.BOM_UTF8)
-        while data := file.read(_BLOCK):
-            whole, newline, rest = (rest + data).rpartition(b"\n")
-            if newline:
-                yield Lines(where, first, whole + newline)
-                first += whole.count(b"\n") + 1
-            elif len(rest) >= _BLOCK:
-                raise UserError(f"{where}, line {first}: has no end within {_BLOCK} bytes: not a CSV text file")
-        if rest:
-            yield Lines(where, first, rest if rest.endswith(b"\n") else rest + b"\n")
+    try:
+        with open(where, "rb") as file:
+            first, rest = 1, file.read(3)
+            rest = rest.removeprefix(codecs.BOM_UTF8)
+            while data := file.read(_BLOCK):
+                whole, newline, rest = (rest + data).rpartition(b"\n")
+                if newline:
+                    yield Lines(where, first, whole + newline)
+                    first += whole.count(b"\n") + 1
+                elif len(rest) >= _BLOCK:
+                    raise UserError(f"{where}, line {first}: has no end within {_BLOCK} bytes: not a CSV text file")
+            if rest:
+                yield Lines(where, first, rest if rest.endswith(b"\n") else rest + b"\n")
+    except OSError as error:
+        raise UserError(f"{where} cannot be read: {error.strerror}") from error
 
 
 def read_rows(path: str | os.PathLike[str]) -> Iterator[Rows]:
@@ -135,15 +146,14 @@ def read_rows(path: str | os.PathLike[str]) -> Iterator[Rows]:
     Raises:
         UserError: the file cannot be read or is not CSV in UTF-8.
     """
-    where = os.fspath(path)
-    with _errors_told(where), open(where, encoding="utf-8-sig", newline="") as file:
-        yield from _csv_rows(where, file, 1)
+    for block in read_blocks(path):
+        yield from block.rows()
 
 
 def _csv_rows(where: str, file: TextIO, first: int) -> Iterator[Rows]:
     reader = csv.reader(file)
     before = first - 1
-    while rows := list(islice(reader, _CHUNK)):
+    while rows := _next_rows(reader, where, before):
         if before + reader.line_num != first + len(rows) - 1:
             raise UserError(f"{where}, line {first} or after: a quoted cell runs over the end of its line")
         part = Rows(where, range(first, first + len(rows)), rows)
@@ -153,11 +163,8 @@ def _csv_rows(where: str, file: TextIO, first: int) -> Iterator[Rows]:
         first += len(rows)
 
 
-@contextmanager
-def _errors_told(where: str) -> Iterator[None]:
+def _next_rows(reader: Any, where: str, before: int) -> list[list[str]]:
     try:
-        yield
-    except OSError as error:
-        raise UserError(f"{where} cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{where}: not a CSV text file ({error})") from error
+        return list(islice(reader, _CHUNK))
+    except csv.Error as error:
+        raise UserError(f"{where}, line {before + reader.line_num}: not a CSV text file ({error})") from error

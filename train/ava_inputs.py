@@ -55,6 +55,9 @@ def read_files(
     numbers: dict[Keyframe, int] = {}
     truth = _boxes(truth_rows, classes, numbers)
     remarks = _remarks(truth_rows, classes)
+    twice = len(truth) - len(np.unique(np.column_stack([truth.frames, truth.classes, truth.boxes]), axis=0))
+    if twice:
+        remarks.append(f"{groundtruth}: {twice} rows repeat another's keyframe, box and class, and count once more")
     found = []
     for path in (detections, *others):
         # One at a time: text and columns of millions of rows are let go of before the next file is read.

@@ -2,12 +2,12 @@
 
 import math
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from train.label_places import Rect, Spot, place
 from train.tracks import Person
 
 SHORT_SIDE = 480
@@ -21,93 +21,18 @@ COLORS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114,
 CAPTION_COLOR = (25, 25, 25)
 WIDEST = 0.6
 """Of the frame's width; longer lines are shortened."""
-
-
-@dataclass(frozen=True)
-class Rect:
-    """A rectangle in whole pixels, right and bottom not included."""
-
-    left: int
-    top: int
-    right: int
-    bottom: int
-
-    def overlaps(self, other: "Rect") -> bool:
-        return (
-            self.left < other.right and other.left < self.right and self.top < other.bottom and other.top < self.bottom
-        )
+MOST_COVERED = 0.2
+"""Of the frame, by labels; where all lines would cover more, each person gets fewer."""
+ALL = 99
+"""Lines of a label: more than there ever are."""
+CALM = 25
+"""Frames in a row that have room for more lines before they are shown, so that they do not come and go."""
 
 
 def drawn_size(width: int, height: int) -> tuple[int, int]:
     """The (width, height) that a frame is drawn at: large enough to read, even as H.264 wants it."""
     scale = max(1.0, min(SHORT_SIDE / min(width, height), LONG_SIDE / max(width, height)))
     return max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
-
-
-def place(
-    boxes: Sequence[Rect], blocks: Sequence[tuple[int, int]], width: int, height: int, preferred: Sequence[int | None]
-) -> list[tuple[Rect, int] | None]:
-    """Finds room for a block of text near each box.
-
-    Args:
-        boxes: a rectangle per person.
-        blocks: (width, height) of each one's text.
-        preferred: for each the side that it had in the frame before, tried first; None if it is new.
-
-    Returns:
-        For each the rectangle of its text, inside of the frame and free of all others, and the side that it lies on;
-        None where no room is left.
-    """
-    placed: list[tuple[Rect, int] | None] = []
-    taken: list[Rect] = []
-    for box, (w, h), before in zip(boxes, blocks, preferred, strict=True):
-        found = None
-        for side, x, y in _spots(box, w, h, width, height, before):
-            rect = Rect(x, y, x + w, y + h)
-            if not any(rect.overlaps(other) for other in taken):
-                found = (rect, side)
-                taken.append(rect)
-                break
-        placed.append(found)
-    return placed
-
-
-def _spots(box: Rect, w: int, h: int, width: int, height: int, before: int | None) -> Iterator[tuple[int, int, int]]:
-    """(side, left, top) of the places for a block that lie inside of the frame, best first."""
-    if w > width or h > height:
-        return
-    sides = list(enumerate(_sides(box, w, h)))
-    for side, (x, y) in sorted(sides, key=lambda item: item[0] != before):
-        if 0 <= x <= width - w and 0 <= y <= height - h:
-            yield side, x, y
-    for side, (x, y) in sides:
-        yield side, min(max(x, 0), width - w), min(max(y, 0), height - h)
-    for x, y in _anywhere(box, w, h, width, height):
-        yield len(sides), x, y
-
-
-def _sides(box: Rect, w: int, h: int) -> list[tuple[int, int]]:
-    """Top left corners of a block around a box, best first; inside of the box, where a head may be, last."""
-    return [
-        (box.left, box.top - h),
-        (box.right - w, box.top - h),
-        (box.left, box.bottom),
-        (box.right - w, box.bottom),
-        (box.right, box.top),
-        (box.left - w, box.top),
-        (box.left, box.bottom - h),
-        (box.left, box.top),
-    ]
-
-
-def _anywhere(box: Rect, w: int, h: int, width: int, height: int) -> list[tuple[int, int]]:
-    """Corners all over the frame, nearest to the box first."""
-    xs = np.append(np.arange(0, width - w, max(w // 4, 1)), width - w)
-    ys = np.append(np.arange(0, height - h, max(h // 2, 1)), height - h)
-    x, y = (grid.ravel() for grid in np.meshgrid(xs, ys))
-    distance = (x + w / 2 - (box.left + box.right) / 2) ** 2 + (y + h / 2 - (box.top + box.bottom) / 2) ** 2
-    order = np.argsort(distance, kind="stable")
-    return list(zip(x[order].tolist(), y[order].tolist(), strict=True))
 
 
 class Painter:
@@ -125,7 +50,8 @@ class Painter:
         self.pad = max(2, short // 160)
         self.line = ascent + descent
         self.stroke = max(2, short // 240)
-        self.before: dict[int, int] = {}
+        self.before: dict[int, Spot] = {}
+        self.lines, self.calm = ALL, 0  # lines of a label at most; frames in a row that have room for more
         self.colors: dict[int, int] = {}
         self.hidden = 0
         """Most persons of one frame whose label found no room."""
@@ -147,7 +73,7 @@ class Painter:
             image = image.resize((self.width, self.height), Image.Resampling.BICUBIC)
         canvas = ImageDraw.Draw(image)
         boxes = [self._pixels(person.box) for person in persons]
-        self._choose_colors([person.track for person in persons])
+        self._choose_colors(persons)
         for person, box in zip(persons, boxes, strict=True):
             canvas.rectangle(
                 (box.left, box.top, box.right - 1, box.bottom - 1), outline=self._color(person), width=self.stroke
@@ -155,8 +81,10 @@ class Painter:
         told = [(person, box) for person, box in zip(persons, boxes, strict=True) if person.labels]
         # Of those that compete for room the surest goes first.
         told.sort(key=lambda item: (-_surety(item[0]), item[0].track))
-        for person, box, rect, lines in self._arrange(told, canvas):
+        arranged = self._arrange(told, boxes, canvas)
+        for person, box, rect, _ in arranged:
             self._connect(canvas, box, rect, self._color(person))
+        for person, _, rect, lines in arranged:
             self._write(canvas, rect, lines, self._color(person))
         if caption:
             lines = [self._shorten(canvas, text, ending, self.width) for text, ending in caption]
@@ -175,9 +103,11 @@ class Painter:
         return page
 
     def _arrange(
-        self, told: list[tuple[Person, Rect]], canvas: ImageDraw.ImageDraw
+        self, told: list[tuple[Person, Rect]], people: list[Rect], canvas: ImageDraw.ImageDraw
     ) -> list[tuple[Person, Rect, Rect, list[str]]]:
-        """(person, box, place of the text, lines). In a crowd without room for all lines, each person gets one."""
+        """(person, box, place of the text, lines). In a crowd each person gets fewer lines, down to one."""
+        if not told:
+            return []
         limit = int(WIDEST * self.width)
         everything = [
             [
@@ -186,29 +116,48 @@ class Painter:
             ]
             for person, _ in told
         ]
-        preferred = [self.before.get(person.track) for person, _ in told]
-        for texts in (everything, [lines[:1] for lines in everything]):
+        boxes = [box for _, box in told]
+        before = [self.before.get(person.track) for person, _ in told]
+
+        def arrange(count: int) -> tuple[list[list[str]], list[Spot | None], bool]:
+            texts = [lines[:count] for lines in everything]
             blocks = [self._size(canvas, lines) for lines in texts]
-            placed = place([box for _, box in told], blocks, self.width, self.height, preferred)
-            if all(placed):
-                break
+            fits = sum(w * h for w, h in blocks) <= MOST_COVERED * self.width * self.height
+            if not fits and count > 1:
+                return texts, [], False
+            placed = place(boxes, blocks, people, self.width, self.height, before)
+            return texts, placed, all(placed)
+
+        most = count = max(map(len, everything))
+        while not (arranged := arrange(count))[2] and count > 1:
+            count -= 1
+        wanted = self._steady(ALL if count == most else count)
+        texts, placed, _ = arranged if wanted >= count else arrange(wanted)
         self.hidden = max(self.hidden, placed.count(None))
-        self.before = {
-            person.track: spot[1] for (person, _), spot in zip(told, placed, strict=True) if spot is not None
-        }
+        self.before = {person.track: spot for (person, _), spot in zip(told, placed, strict=True) if spot is not None}
         return [
-            (person, box, spot[0], lines)
+            (person, box, spot.rect, lines)
             for (person, box), spot, lines in zip(told, placed, texts, strict=True)
             if spot is not None
         ]
 
-    def _choose_colors(self, tracks: Sequence[int]) -> None:
-        """A person keeps its colour while it is in sight; a new one gets that which the fewest others have."""
-        self.colors = {track: self.colors[track] for track in tracks if track in self.colors}
-        for track in tracks:
+    def _steady(self, count: int) -> int:
+        """The number of lines to show where there is room for `count`: fewer at once, more after a while."""
+        self.calm = self.calm + 1 if count > self.lines else 0
+        if count < self.lines or self.calm > CALM:
+            self.lines, self.calm = count, 0
+        return self.lines
+
+    def _choose_colors(self, persons: Sequence[Person]) -> None:
+        """A person keeps its colour while it is in sight; a new one gets the one that is farthest away."""
+        middles = {person.track: (person.box[:2] + person.box[2:]) / 2 for person in persons}
+        self.colors = {track: color for track, color in self.colors.items() if track in middles}
+        for track, middle in middles.items():
             if track not in self.colors:
-                used = list(self.colors.values())
-                self.colors[track] = min(range(len(COLORS)), key=lambda n: (used.count(n), (n - track) % len(COLORS)))
+                away = [math.inf] * len(COLORS)
+                for other, color in self.colors.items():
+                    away[color] = min(away[color], math.dist(middle, middles[other]))
+                self.colors[track] = max(range(len(COLORS)), key=lambda n: (away[n], -((n - track) % len(COLORS))))
 
     def _color(self, person: Person) -> tuple[int, int, int]:
         return COLORS[self.colors[person.track]]

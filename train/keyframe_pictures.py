@@ -8,10 +8,11 @@ import numpy as np
 from PIL import Image
 
 from data import counters, storage
+from data.boxes import iou
 from data.errors import UserError
 from data.load import BadSample, TaskData, load_keyframe
 from data.sample_json import Keyframe
-from train.draw import Painter
+from train.draw import ALL, Painter
 from train.evaluators.keyframe_boxes import KeyframeBoxes
 from train.tracks import Person, link
 
@@ -19,6 +20,8 @@ TOP = 3
 """Classes that are shown of each detected box, those of the highest scores."""
 TRIES = 20
 """Examples that are looked at for one with a person and a readable video."""
+SAME_IOU = 0.3
+"""Overlap from which on a detected box is taken for an annotated person's, and gets its colour."""
 GAP = 6
 """Pixels between the halves of a picture."""
 
@@ -124,7 +127,8 @@ def draw_keyframe(
         Person(number, box, [(names[label], None) for label in labels])
         for number, (box, labels) in enumerate(zip(truth.boxes, truth.labels, strict=True))
     ]
-    same = {new: old for old, new in link(truth.boxes, boxes)}
+    overlap = iou(truth.boxes, boxes) if len(truth.boxes) and len(boxes) else np.zeros((len(truth.boxes), len(boxes)))
+    same = {new: old for old, new in link(np.where(overlap >= SAME_IOU, 1 - overlap, np.inf))}
     detections = []
     for number, (box, row) in enumerate(zip(boxes, scores, strict=True)):
         best = np.argsort(-row, kind="stable")[:TOP].tolist()
@@ -133,7 +137,7 @@ def draw_keyframe(
     painter = Painter(frame.shape[1], frame.shape[0])
     halves = []
     for title, shown in ((f"{chosen.name}: ground truth", persons), (f"model: the {TOP} highest scores", detections)):
-        painter.hidden = 0
+        painter.hidden, painter.lines, painter.before = 0, ALL, {}  # the halves have nothing but colours in common
         image = painter.paint(frame, shown)
         title += f", {painter.hidden} without room" if painter.hidden else "" if shown else ": no box"
         halves.append(painter.titled(image, title))

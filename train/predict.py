@@ -18,8 +18,9 @@ from train.evaluators.keyframe_boxes import KeyframeBoxes
 from train.frame_map import FrameBoxes
 from train.launch import command, parse_args
 from train.person_boxes import BoxFile, load_detector, read_box_file
-from train.tracks import Person, PersonKeyframe, Tracks
-from train.video_files import CONTAINERS, VideoReader, VideoWriter, require_encoder
+from train.tracks import Person, PersonKeyframe, Tracks, looks
+from train.video_files import VideoReader
+from train.video_writer import CONTAINERS, VideoWriter, require_encoder
 
 Scene = Callable[[float], tuple[list[Person], list[tuple[str, str]]]]
 """Second of the video -> persons and caption to draw."""
@@ -136,14 +137,16 @@ def localise(args: argparse.Namespace, head: Head, video: VideoReader, top: int)
     if not inhabited:
         told = "no box is used: none has both the score that --box-threshold asks for and an area inside of the frame"
         print(f"note: {told} (boxes are x1, y1, x2, y2 as fractions of it, 0 to 1)", file=sys.stderr)
-    scores = {
-        inhabited[place]: head(clip, asked.boxes[inhabited[place]]).sigmoid().numpy()
-        for place, clip in clips(head, video, asked.times[inhabited].tolist(), "keyframes")
-    }
+    scores: dict[int, np.ndarray] = {}
     keyframes = []
-    for n in sorted(scores):
-        labels = [head.names(row, top, args.threshold) for row in scores[n]]
-        keyframes.append(PersonKeyframe(float(asked.times[n]), asked.boxes[n], labels))
+    for place, clip in clips(head, video, asked.times[inhabited].tolist(), "keyframes"):
+        number = inhabited[place]
+        boxes = asked.boxes[number]
+        scores[number] = head(clip, boxes).sigmoid().numpy()
+        labels = [head.names(row, top, args.threshold) for row in scores[number]]
+        # The keyframe itself is the clip's middle frame, and the clip holds the whole of it.
+        seen = looks(clip[:, clip.shape[1] // 2], boxes)
+        keyframes.append(PersonKeyframe(float(asked.times[number]), boxes, labels, seen))
     if args.detections is not None:
         write_detections(Path(args.detections), asked, scores, head.classes)
     counts = [sum(map(len, keyframe.labels)) for keyframe in keyframes]
@@ -153,7 +156,7 @@ def localise(args: argparse.Namespace, head: Head, video: VideoReader, top: int)
         f" {args.threshold:g} (task {head.task})"
     )
     gap = float(np.median(np.diff(asked.times))) if len(asked.times) > 1 else 0.0
-    tracks = Tracks(keyframes, reach=1.5 * max(args.every, gap))
+    tracks = Tracks(keyframes, reach=1.5 * max(args.every, gap), aspect=video.width / video.height)
     still = keyframes[int(np.argmax(counts))].time if keyframes else video.seconds / 2
     return lambda time: (tracks.at(time), []), still
 
@@ -210,7 +213,9 @@ def draw(args: argparse.Namespace, video: VideoReader, scene: Scene, still: floa
     """Draws and encodes the video frame by frame."""
     painter = Painter(video.width, video.height)
     out, frames, image = Path(args.out), 0, None
-    with VideoWriter(out, painter.width, painter.height, video.rate, Path(args.video)) as writer:
+    if video.has_sound and video.sound is None:
+        print(f"note: {video.path}: its sound cannot be decoded, and is left out", file=sys.stderr)
+    with VideoWriter(out, painter.width, painter.height, video.rate, video.sound) as writer:
         for time, frame in tqdm(video.steady(), "drawing", int(video.seconds * video.rate) or None, unit="frame"):
             drawn = painter.paint(frame.permute(1, 2, 0).numpy(), *scene(time))
             writer.write(drawn)
@@ -223,7 +228,8 @@ def draw(args: argparse.Namespace, video: VideoReader, scene: Scene, still: floa
     if painter.hidden:
         print(f"note: {painter.hidden} persons of one frame have no room for their labels", file=sys.stderr)
     if video.damage is not None:
-        print(f"note: ends early: {video.damage}", file=sys.stderr)
+        stand_in = "the frame before stands for each, and the video ends with the last good one"
+        print(f"note: {video.damage}: {stand_in}", file=sys.stderr)
     print(f"{out}: {frames} frames of {painter.width}x{painter.height}")
 
 

@@ -1,25 +1,21 @@
-"""Reads a video of any kind by time, and writes one frame by frame: rotated, of varying rate, of odd size."""
+"""Reads a video of any kind by time: rotated, of varying rate, of odd size, with pixels that are not square."""
 
 import math
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from data.decode import decoder_reason, require_ffmpeg
 from data.errors import UserError
-
-CONTAINERS = (".mp4", ".mov", ".mkv")
-"""Endings of the names of files that VideoWriter can write."""
 
 MAX_RATE = 60
 """Frames per second that a video of varying rate is written with at most."""
@@ -30,17 +26,30 @@ _SEEK_TOLERANCE = 1.0
 _HD = 720
 """Pictures of this short side and more are of ITU-R BT.709 where the file does not say, smaller ones of BT.601."""
 
+_PICTURES = {"mjpeg", "png", "bmp", "webp", "tiff", "gif"}
+"""Codecs of still pictures, as the covers of sound files are."""
+
 _EPSILON = 1e-4  # seconds: far below a frame, far above the rounding of timestamps
+
+
+STAND_INS = 3
+"""Frames before one that cannot be decoded of which one may stand in for it in a clip."""
+
+_FAILURES = (RuntimeError, ValueError, IndexError)
+"""What the decoder raises."""
 
 
 class DamagedVideo(UserError):
     """A frame that cannot be decoded, in a video that can be opened."""
 
 
-def require_encoder() -> None:
-    """Raises UserError where the ffmpeg program, which VideoWriter runs, is missing."""
-    if not shutil.which("ffmpeg"):
-        raise UserError("ffmpeg is not installed (Debian, Ubuntu: apt-get install ffmpeg)")
+@dataclass(frozen=True)
+class Sound:
+    """A file's sound: the number of its stream, and where on the file's clock the video's second 0 is."""
+
+    path: Path
+    stream: int
+    origin: float
 
 
 def _rgb_to_yuv(red: float, blue: float) -> np.ndarray:
@@ -54,13 +63,16 @@ _BT601_TO_BT709 = torch.from_numpy(np.linalg.inv(_rgb_to_yuv(0.2126, 0.0722)) @ 
 
 
 class VideoReader:
-    """A video opened for reading; one frame is held at a time. Frames come out upright: rotation is applied.
+    """A video opened for reading; one frame is held at a time. Frames come out as a player shows them: rotation is
+    applied, and pixels are made square. So they are in packed clips, and so time counts there: from the beginning of
+    the file's first stream, pictures or sound.
 
     Attributes:
-        width, height: of the upright frames, pixels.
+        width, height: of the frames, pixels.
         seconds: length.
         fps: average frames per second.
-        damage: where `steady` had to end before the video does, and why; None if it did not.
+        sound: None where the file has none that can be decoded.
+        has_sound: also where it cannot be decoded.
 
     Raises:
         UserError: no such file, no video, or none that can be decoded.
@@ -68,38 +80,66 @@ class VideoReader:
 
     def __init__(self, path: Path) -> None:
         require_ffmpeg()
+        self.path = path
+        check_file(path)
+        first = self._open(path)
+        if self._is_lost(first):
+            self._remuxed = tempfile.TemporaryDirectory()  # gone with this object
+            path = _remux(path, Path(self._remuxed.name))
+            first = self._open(path)
+            if self._is_lost(first):
+                raise UserError(f"{self.path}: frames of this file cannot be found by time")
+        meta = self.decoder.metadata
+        self.height, self.width = first.data.shape[-2:]
+        # The decoder takes every file without a tag for BT.601, players and packing go by the size.
+        self._misread = meta.color_space is None and min(self.height, self.width) >= _HD
+        shape = float(meta.pixel_aspect_ratio or 1)
+        if meta.rotation and round(meta.rotation) % 180:
+            shape = 1 / shape  # frames come out rotated, the shape of the pixels is told as it was before
+        if 0.25 <= shape <= 4:  # else it is a mistake, as in packing
+            self.width = max(round(self.width * shape), 1)
+        stream, begins = _sound(path)
+        told = meta.begin_stream_seconds_from_header
+        self.origin = min(first.pts_seconds if told is None else told, begins)
+        self.sound = None if stream is None else Sound(path, stream, self.origin)
+        self.has_sound = stream is not None or _has_sound(path)
+        end = max(meta.end_stream_seconds or 0.0, first.pts_seconds + first.duration_seconds)
+        self.seconds = end - self.origin
+        stated = meta.begin_stream_seconds
+        self.fps = self.count / (end - (first.pts_seconds if stated is None else stated))
+        self._begin, self._shortest = first.pts_seconds, first.duration_seconds
+        self._starts: np.ndarray | None = None  # float64 [count], seconds
+
+    def _open(self, path: Path) -> Any:
+        """The first frame; sets the decoder. Raises UserError."""
         from torchcodec.decoders import VideoDecoder
 
-        self.path = path
-        if not path.is_file():
-            raise UserError(f"{path}: there is no such file")
+        self._lost, self._problem = 0, ""
         try:
             # Exact: the approximate mode goes wrong where the frame rate varies.
             self.decoder = VideoDecoder(str(path), seek_mode="exact")
-            self.count = len(self.decoder)
-            first, last = self.decoder.get_frame_at(0), self.decoder.metadata.end_stream_seconds
-        except (RuntimeError, ValueError, IndexError) as error:
-            raise UserError(f"{path} cannot be decoded: {decoder_reason(error)}") from error
-        self.height, self.width = first.data.shape[-2:]
-        # The decoder takes every file without a tag for BT.601, players and packing go by the size.
-        self._misread = self.decoder.metadata.color_space is None and min(self.height, self.width) >= _HD
+        except _FAILURES as error:
+            raise UserError(f"{self.path} cannot be decoded: {self._reason(error)}") from error
+        self.count = len(self.decoder)
+        found = self._next(0)
+        if found is None:
+            codec = self.decoder.metadata.codec
+            picture = f"a picture ({codec}) and no video" if codec in _PICTURES else self._problem
+            raise UserError(f"{self.path} cannot be decoded: {picture}")
+        return found[1]
+
+    def _is_lost(self, first: Any) -> bool:
+        """Whether the decoder's seeks end seconds late, as in MPEG transport streams: then its first frame is not the
+        video's first."""
         stated = self.decoder.metadata.begin_stream_seconds
-        if stated is not None and first.pts_seconds > stated + _SEEK_TOLERANCE:
-            raise UserError(
-                f"{path}: asked for the frame for second 0.0, the decoder gives that of second"
-                f" {first.pts_seconds - stated:.1f}: frames of this file cannot be found by time. Put it into another"
-                f" container first: ffmpeg -i {path.name} -c copy {path.stem}.mkv"
-            )
-        # Time counts from the beginning of the file, which may be that of the sound. Streams rarely begin at 0 sharp;
-        # only a file that begins late is taken as cut out of a longer one.
-        begin = min(first.pts_seconds, _sound_begins(path))
-        self.origin = begin if begin > 0.5 else 0.0
-        end = max(float(last or 0.0), first.pts_seconds + first.duration_seconds)
-        self.seconds = end - self.origin
-        self.fps = self.count / (end - first.pts_seconds)
-        self._begin, self._shortest = first.pts_seconds, first.duration_seconds
-        self._starts: np.ndarray | None = None  # float64 [count], seconds
-        self.damage: str | None = None
+        return stated is not None and not self._lost and first.pts_seconds > stated + _SEEK_TOLERANCE
+
+    @property
+    def damage(self) -> str | None:
+        """What `steady` could not decode so far; None for nothing."""
+        if not self._lost:
+            return None
+        return f"{self.path}: {self._lost} of {self.count} frames cannot be decoded ({self._problem})"
 
     @property
     def rate(self) -> Fraction:
@@ -129,16 +169,22 @@ class VideoReader:
         return moved
 
     def frames_at(self, times: np.ndarray) -> Iterator[Tensor]:
-        """The frames shown at `times` (seconds, ascending; clamped to the video): uint8 [3, H, W] each.
+        """The frames shown at `times` (seconds, ascending; clamped to the video): uint8 [3, H, W] each. For one that
+        cannot be decoded stands, as in players, one before it.
 
         Raises:
-            DamagedVideo: a frame that cannot be decoded.
+            DamagedVideo: more than STAND_INS frames on end that cannot be decoded.
         """
-        try:
-            for time in times.tolist():
-                yield self._colours(self._shown(min(max(time, 0.0), self.seconds)))
-        except (RuntimeError, ValueError, IndexError) as error:
-            raise DamagedVideo(f"{self.path}: damaged near second {time:.2f}: {decoder_reason(error)}") from error
+        for time in times.tolist():
+            for before in range(STAND_INS + 1):
+                try:
+                    shown = self._shown(min(max(time - before / float(self.rate), 0.0), self.seconds))
+                    break
+                except _FAILURES as error:
+                    if before == STAND_INS:
+                        where = f"damaged near second {time:.2f}"
+                        raise DamagedVideo(f"{self.path}: {where}: {decoder_reason(error)}") from error
+            yield self._as_meant(shown)
 
     def _shown(self, time: float) -> Tensor:
         end = (self.decoder.metadata.end_stream_seconds or self.seconds) - _EPSILON
@@ -150,111 +196,106 @@ class VideoReader:
                 return shown
             # In a pause between two frames the decoder gives the one to come, where a player still shows the one
             # before. To know that one takes a pass over the video; most have no pauses.
-            frames = (self.decoder.get_frame_at(number) for number in range(self.count))
-            self._starts = np.array([frame.pts_seconds for frame in frames])
+            self._starts = self._all_starts()
         number = int(np.searchsorted(self._starts, wanted, side="right")) - 1
         shown = self.decoder.get_frame_at(max(number, 0)).data
         return shown
 
     def steady(self) -> Iterator[tuple[float, Tensor]]:
-        """(second, frame as uint8 [3, H, W]) at the constant `rate`, to the end or to the first damaged frame."""
-        number, tick, end = 0, 0, self.seconds
-        shown, following = self.decoder.get_frame_at(0), self._frame(1)
+        """(second, frame as uint8 [3, H, W]) at the constant `rate`: of all frames the one that begins nearest, or the
+        last before it. For frames that cannot be decoded stands the one before; after the last good one it ends."""
+        self._lost, self._problem = 0, ""
+        following = self._next(0)
+        assert following is not None
+        number, shown = following
+        tick, end, half = 0, self.seconds, 0.5 / float(self.rate)
         while (time := float(tick / self.rate)) < end - _EPSILON:
-            while following is not None and following.pts_seconds - self.origin <= time + _EPSILON:
-                shown, number = following, number + 1
-                following = self._frame(number + 1)
-            if self.damage is not None:
+            while following is not None and following[1].pts_seconds - self.origin <= time + half - _EPSILON:
+                number, shown = following
+                following = self._next(number + 1)
+            if following is None and self._lost:
                 end = min(end, shown.pts_seconds + shown.duration_seconds - self.origin)
-            yield time, self._colours(shown.data)
+            yield time, self._as_meant(shown.data)
             tick += 1
 
-    def _colours(self, frame: Tensor) -> Tensor:
-        """uint8 [3, H, W] in the colours that are meant."""
-        if not self._misread:
-            return frame
-        return torch.tensordot(_BT601_TO_BT709, frame.float(), dims=1).round().clamp(0, 255).to(torch.uint8)
+    def _as_meant(self, frame: Tensor) -> Tensor:
+        """uint8 [3, H, W] in the colours and the shape that are meant."""
+        if self._misread:
+            frame = torch.tensordot(_BT601_TO_BT709, frame.float(), dims=1).round().clamp(0, 255).to(torch.uint8)
+        if frame.shape[-2:] != (self.height, self.width):
+            frame = interpolate(frame[None], size=(self.height, self.width), mode="bilinear", antialias=True)[0]
+        return frame
 
-    def _frame(self, number: int) -> Any:
-        if number >= self.count:
-            return None
-        try:
-            return self.decoder.get_frame_at(number)
-        except (RuntimeError, ValueError, IndexError) as error:
-            self.damage = f"{self.path}: frame {number + 1} of {self.count} cannot be decoded: {decoder_reason(error)}"
-            return None
+    def _next(self, number: int) -> tuple[int, Any] | None:
+        """The first frame from `number` on that can be decoded, and its number; None if there is none. Looked for in
+        growing steps: behind a damaged frame there are often many more, and each costs a seek."""
+        start = number
+        while number < self.count:
+            try:
+                frame = self.decoder.get_frame_at(number)
+            except _FAILURES as error:
+                if "no more frames left" in str(error):  # some packets, as of AVI files, hold no frame
+                    break
+                self._problem = self._problem or f"frame {number + 1}: {self._reason(error)}"
+                number += max((number - start) // 2, 1)
+            else:
+                self._lost += number - start
+                return number, frame
+        self._lost += min(number, self.count) - start
+        return None
+
+    def _all_starts(self) -> np.ndarray:
+        """float64 [count]: when each frame begins, seconds; one that cannot be decoded with the one before."""
+        starts = [self._begin]
+        for number in range(1, self.count):
+            try:
+                starts.append(self.decoder.get_frame_at(number).pts_seconds)
+            except _FAILURES:
+                starts.append(starts[-1])
+        return np.array(starts)
+
+    def _reason(self, error: Exception) -> str:
+        """What the decoder says, in words for what it has none for."""
+        message = decoder_reason(error)
+        return "no video in it" if "best video stream" in message else message.replace(str(self.path), self.path.name)
 
 
-def _sound_begins(path: Path) -> float:
-    """Second of the file's own time at which its sound begins; infinity where it has none."""
+def check_file(path: Path) -> None:
+    """Raises UserError where there is no file or nothing in it."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give a video file")
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file")
+    if not path.stat().st_size:
+        raise UserError(f"{path} is empty: the file has 0 bytes")
+
+
+def _remux(path: Path, folder: Path) -> Path:
+    """The same streams in a container whose frames can be found by time. Raises UserError."""
+    copy = folder / "copy.mkv"
+    command = ["ffmpeg", "-v", "error", "-nostdin", "-protocol_whitelist", "file", "-i", f"file:{path.resolve()}"]
+    command += ["-map", "0:V:0", "-map", "0:a?", "-c", "copy", f"file:{copy}"]
+    done = subprocess.run(command, stderr=subprocess.PIPE)
+    if done.returncode:
+        told = " ".join(done.stderr.decode(errors="replace").split())[-200:]
+        raise UserError(f"{path}: cannot be put into a container in which frames are found by time: {told}")
+    return copy
+
+
+def _sound(path: Path) -> tuple[int | None, float]:
+    """The number of the stream of sound, and the second of the file's clock at which it begins; None and infinity where
+    there is none that can be decoded."""
     from torchcodec.decoders import AudioDecoder
 
     try:
-        begin = AudioDecoder(str(path)).metadata.begin_stream_seconds_from_header
+        meta = AudioDecoder(str(path)).metadata
     except (RuntimeError, ValueError):
-        return math.inf
-    return math.inf if begin is None else float(begin)
+        return None, math.inf
+    begin = meta.begin_stream_seconds_from_header
+    return meta.stream_index, math.inf if begin is None else float(begin)
 
 
-class VideoWriter:
-    """Encodes images to H.264 as they come; the file takes its place when all of it is written.
-
-    Args:
-        path: ends in one of CONTAINERS.
-        width, height: even.
-        rate: frames per second.
-        sound_of: a file whose sound is put under the pictures, if it has any.
-
-    Raises:
-        UserError: no ffmpeg, or what ffmpeg says when it fails.
-    """
-
-    def __init__(self, path: Path, width: int, height: int, rate: Fraction, sound_of: Path) -> None:
-        self.path, self.partial = path, path.with_name(f".{path.stem}.partial{path.suffix}")
-        command = ["ffmpeg", "-v", "error", "-nostdin", "-y"]
-        command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(rate), "-i", "pipe:0"]
-        # A playlist in a video's clothes must not make ffmpeg open addresses.
-        command += ["-protocol_whitelist", "file", "-i", f"file:{sound_of.resolve()}"]
-        command += ["-map", "0:v:0", "-map", "1:a:0?", "-c:v", "libx264", "-preset", "veryfast", "-crf", "20"]
-        command += ["-pix_fmt", "yuv420p", "-c:a", "aac", "-movflags", "+faststart", f"file:{self.partial.resolve()}"]
-        require_encoder()
-        self._messages = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the encoder
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=self._messages)
-        except OSError as error:
-            raise UserError(f"{path} cannot be written: {error}") from error
-
-    def write(self, image: Image.Image) -> None:
-        """Adds an RGB image of the size given."""
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(image.tobytes())
-        except BrokenPipeError:
-            raise UserError(f"{self.path} cannot be written: {self._told()}") from None
-
-    def __enter__(self) -> "VideoWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.close()
-        except BrokenPipeError:
-            kind = kind or BrokenPipeError
-        failed = self._process.wait() != 0
-        told = self._told() if failed else ""
-        self._messages.close()
-        if kind is None and not failed:
-            self.partial.replace(self.path)
-            return
-        self.partial.unlink(missing_ok=True)
-        if error is None:
-            raise UserError(f"{self.path} cannot be written: {told}")
-
-    def _told(self) -> str:
-        self._process.wait()
-        self._messages.seek(0)
-        return " ".join(self._messages.read().decode(errors="replace").split())[-300:] or "ffmpeg failed"
+def _has_sound(path: Path) -> bool:
+    """Whether a file has a stream of sound of whatever codec; to the decoder one that it cannot read is none."""
+    command = ["ffmpeg", "-v", "quiet", "-nostdin", "-protocol_whitelist", "file", "-i", f"file:{path.resolve()}"]
+    return subprocess.run([*command, "-map", "0:a", "-c", "copy", "-t", "0", "-f", "null", "-"]).returncode == 0

@@ -1,5 +1,6 @@
 """The AVA tools' file formats, with the quirks of real copies."""
 
+import gzip
 import pickle
 
 import numpy as np
@@ -89,9 +90,23 @@ def test_rows_far_into_a_file_have_their_line_number(write):
 def test_unreadable_files_are_said(tmp_path):
     with pytest.raises(UserError, match="No such file"):
         read_annotations(tmp_path / "none.csv")
-    (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00" * 100)
-    with pytest.raises(UserError, match="not a CSV text file"):
-        read_detections(tmp_path / "bytes.csv")
+    row = b"a,902,0,0,1,1,1,0.5\n"
+    for content, message in (
+        (row * 70_000 + b"caf\xe9,902,0,0,1,1,1,0.5\n", r"line 70001: not UTF-8 text \(byte 0xe9\)"),
+        (gzip.compress(row), "line 1: not UTF-8 text, but gzip: unpack it"),
+        (row + b"a,902,0,0,1,1,1," + b"5" * 200_000 + b"\n", "line 2: not a CSV text file"),
+        (b"\0" * 2_000_000, "line 1: has no end"),
+    ):
+        (tmp_path / "bytes.csv").write_bytes(content)
+        for read in (read_detections, read_proposals, read_excluded):
+            with pytest.raises(UserError, match=message if read is read_detections else "line"):
+                read(tmp_path / "bytes.csv")
+
+
+def test_a_label_map_says_which_line_is_no_text(tmp_path):
+    (tmp_path / "map.pbtxt").write_bytes(b'\xef\xbb\xbfitem {\r\n  name: "caf\xe9"\r\n  id: 1\r\n}\r\n')
+    with pytest.raises(UserError, match=r"map\.pbtxt, line 2: not UTF-8"):
+        read_labelmap(tmp_path / "map.pbtxt")
 
 
 def test_excluded_keyframes(write):

@@ -157,6 +157,8 @@ def test_rows_that_do_not_count_are_told(files, capsys):
     assert "detections: 1 of 5 rows are of classes" in told
     assert "1 of 5 rows have no area" in told and "1 of 5 rows are far outside of the frame" in told
     assert "1 of 4 detections are on keyframes that the ground truth does not name" in told
+    assert main(files(groundtruth=[f"v,0902,{LEFT},12,0", f"v,902.0,{LEFT},12,1"], detections=[])) == 0
+    assert "groundtruth: 1 rows repeat another's keyframe, box and class" in capsys.readouterr().err
     assert main(files(groundtruth=[f"v,0902,{LEFT},12,0"], detections=[])) == 0
     assert "detections: no boxes in it" in capsys.readouterr().err
     assert main(files(groundtruth=[f"v,0902,{LEFT},12,0"], detections=[f"v,0902,{LEFT},12,0.9"])) == 0

@@ -1,15 +1,13 @@
-"""Drawing: text inside of the frame and never on other text, at any size, in any crowd; persons between keyframes."""
+"""Drawing: text inside of the frame and never on other text, at any size, in any crowd."""
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import ImageDraw
 
-from train.draw import COLORS, Painter, Rect, drawn_size, place, tidy
-from train.tracks import Person, PersonKeyframe, Tracks, link
+from train.draw import CALM, COLORS, MOST_COVERED, Painter, drawn_size, tidy
+from train.label_places import Rect
+from train.tracks import Person
 
-WIDTH, HEIGHT = 320, 240
 LONG = "take (an object) from (a person) and put it where nobody will ever look for it again, not even in a long life"
 
 
@@ -27,45 +25,6 @@ LONG = "take (an object) from (a person) and put it where nobody will ever look 
 )
 def test_small_frames_are_enlarged_and_sides_are_even(size, drawn):
     assert drawn_size(*size) == drawn
-
-
-def rects():
-    return st.builds(
-        lambda x, y, w, h: Rect(x, y, min(x + w, WIDTH), min(y + h, HEIGHT)),
-        st.integers(0, WIDTH - 1),
-        st.integers(0, HEIGHT - 1),
-        st.integers(1, WIDTH),
-        st.integers(1, HEIGHT),
-    )
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    boxes=st.lists(rects(), max_size=25),
-    sizes=st.lists(st.tuples(st.integers(1, WIDTH + 50), st.integers(1, 120)), min_size=25, max_size=25),
-    before=st.lists(st.none() | st.integers(0, 8), min_size=25, max_size=25),
-)
-def test_texts_lie_inside_of_the_frame_and_never_on_each_other(boxes, sizes, before):
-    blocks = sizes[: len(boxes)]
-    placed = place(boxes, blocks, WIDTH, HEIGHT, before[: len(boxes)])
-    rectangles = [spot[0] for spot in placed if spot is not None]
-    for rect in rectangles:
-        assert 0 <= rect.left < rect.right <= WIDTH and 0 <= rect.top < rect.bottom <= HEIGHT
-    for number, rect in enumerate(rectangles):
-        assert not any(rect.overlaps(other) for other in rectangles[:number])
-    for spot, (w, h) in zip(placed, blocks, strict=True):
-        assert spot is None or (spot[0].right - spot[0].left, spot[0].bottom - spot[0].top) == (w, h)
-    if blocks and blocks[0][0] <= WIDTH and blocks[0][1] <= HEIGHT:
-        assert placed[0] is not None
-
-
-def test_a_text_goes_above_its_box_or_stays_on_the_side_where_it_was():
-    box = Rect(100, 100, 150, 200)
-    assert place([box], [(40, 20)], WIDTH, HEIGHT, [None]) == [(Rect(100, 80, 140, 100), 0)]
-    assert place([box], [(40, 20)], WIDTH, HEIGHT, [2]) == [(Rect(100, 200, 140, 220), 2)]
-    # At the upper border there is no room above.
-    (spot,) = place([Rect(100, 5, 150, 200)], [(40, 20)], WIDTH, HEIGHT, [None])
-    assert spot == (Rect(100, 200, 140, 220), 2)
 
 
 def people(count: int, labels: int = 3, name: str = "watch (a person)") -> list[Person]:
@@ -105,14 +64,45 @@ def test_all_text_is_inside_of_the_frame_and_apart(monkeypatch, size, count):
     assert max(bottom - top for _, top, _, bottom in drawn) >= 10
 
 
-def test_in_a_crowd_each_person_gets_one_label_and_those_without_room_are_counted(monkeypatch):
-    painter, _, texts = written(monkeypatch, (340, 256), people(12))
-    assert len(texts) == 36 and painter.hidden == 0
+def test_in_a_crowd_each_person_gets_fewer_lines_and_those_without_room_are_counted(monkeypatch):
+    _, _, texts = written(monkeypatch, (340, 256), people(4))
+    assert len(texts) == 12
+    painter, _, texts = written(monkeypatch, (340, 256), people(8))
+    assert len(texts) == 16 and painter.hidden == 0
     painter, _, texts = written(monkeypatch, (340, 256), people(40))
     assert len(texts) == 40 and painter.hidden == 0
     painter, _, texts = written(monkeypatch, (340, 256), people(300))
     assert len(texts) + painter.hidden == 300 and painter.hidden > 0
     assert texts[0].endswith("0.90")  # the surest first
+
+
+def test_labels_cover_a_small_part_of_the_frame(monkeypatch):
+    grounds = []
+    monkeypatch.setattr(Painter, "_write", lambda self, canvas, rect, lines, color: grounds.append(rect))
+    for count in (5, 8, 12):
+        grounds.clear()
+        painter = Painter(640, 480)
+        painter.paint(np.zeros((480, 640, 3), np.uint8), people(count))
+        assert len(grounds) == count
+        covered = sum((rect.right - rect.left) * (rect.bottom - rect.top) for rect in grounds)
+        assert covered <= MOST_COVERED * 640 * 480
+
+
+def test_lines_do_not_come_and_go_with_every_frame(monkeypatch):
+    shown = []
+    monkeypatch.setattr(Painter, "_write", lambda self, canvas, rect, lines, color: shown.append(len(lines)))
+    painter, frame = Painter(340, 256), np.zeros((256, 340, 3), np.uint8)
+
+    def lines(persons: list[Person]) -> int:
+        shown.clear()
+        painter.paint(frame, persons)
+        return max(shown)
+
+    assert lines(people(2)) == 3
+    assert lines(people(20)) == 1
+    assert [lines(people(2)) for _ in range(CALM + 1)] == [1] * CALM + [3]
+    # Fewer labels are no crowd: the third comes back at once.
+    assert lines(people(2, labels=2)) == 2 and lines(people(2)) == 3
 
 
 def test_a_long_label_keeps_its_score_and_loses_its_end(monkeypatch):
@@ -135,44 +125,6 @@ def test_boxes_are_drawn_where_they_are_in_their_persons_color():
     assert picture[300, 480].tolist() == [0, 0, 0]  # an outline, not a filled box
 
 
-def keyframe(time: float, *boxes: tuple[float, ...]) -> PersonKeyframe:
-    labels = [[(f"walk {time:g}", 0.5)] for _ in boxes]
-    return PersonKeyframe(time, np.array(boxes, dtype=float).reshape(-1, 4), labels)
-
-
-LEFT, RIGHT, MOVED = (0.0, 0.0, 0.2, 0.4), (0.6, 0.0, 0.8, 0.4), (0.04, 0.0, 0.24, 0.4)
-
-
-def test_between_keyframes_a_person_moves_in_a_straight_line_and_keeps_its_number():
-    tracks = Tracks([keyframe(1, LEFT, RIGHT), keyframe(2, RIGHT, MOVED)], reach=1.5)
-    persons = tracks.at(1.25)
-    assert [person.track for person in persons] == [0, 1]
-    assert persons[0].box == pytest.approx([0.01, 0.0, 0.21, 0.4])
-    assert persons[1].box == pytest.approx(RIGHT)
-    # Labels are those of the nearer keyframe.
-    assert persons[0].labels[0][0] == "walk 1" and tracks.at(1.75)[0].labels[0][0] == "walk 2"
-
-
-def test_who_comes_or_goes_does_so_half_way():
-    tracks = Tracks([keyframe(1, LEFT), keyframe(2, RIGHT)], reach=1.5)
-    assert [person.track for person in tracks.at(1.4)] == [0]
-    assert [person.track for person in tracks.at(1.6)] == [1]
-
-
-def test_far_from_any_keyframe_nobody_is_shown():
-    tracks = Tracks([keyframe(1, LEFT), keyframe(10, LEFT)], reach=1.5)
-    assert [len(tracks.at(time)) for time in (0.0, 0.3, 1.7, 1.8, 5.0, 9.3, 10.7, 11.0)] == [0, 1, 1, 0, 0, 1, 1, 0]
-    # Nor is somebody who is back after so long known to be the same.
-    assert tracks.at(10)[0].track != tracks.at(1)[0].track
-    assert Tracks([], reach=1.5).at(3.0) == []
-
-
-def test_each_box_is_linked_to_at_most_one_other_and_the_best_first():
-    boxes, others = np.array([LEFT, MOVED]), np.array([MOVED, RIGHT])
-    assert link(boxes, others) == [(1, 0)]
-    assert link(np.zeros((0, 4)), others) == []
-
-
 def test_persons_in_one_frame_have_colors_of_their_own_and_keep_them():
     painter = Painter(480, 480)
     boxes = [np.array([x, 0.5, x + 0.2, 0.9]) for x in (0.05, 0.3, 0.55)]
@@ -184,3 +136,11 @@ def test_persons_in_one_frame_have_colors_of_their_own_and_keep_them():
         np.zeros((480, 480, 3), np.uint8), [Person(n, b, []) for n, b in zip((2 * count, count), boxes, strict=False)]
     )
     assert painter.colors[count] == first[count] and len(set(painter.colors.values())) == 2
+
+
+def test_of_more_persons_than_colors_neighbours_have_different_ones():
+    boxes = [np.array([x, 0.1, x + 0.04, 0.9]) for x in np.arange(21) / 22]
+    painter = Painter(640, 480)
+    painter.paint(np.zeros((480, 640, 3), np.uint8), [Person(n, box, []) for n, box in enumerate(boxes)])
+    colors = [painter.colors[n] for n in range(21)]
+    assert all(len(set(colors[n : n + 4])) == 4 for n in range(18))

@@ -162,7 +162,7 @@ def test_clips_span_the_same_time_whatever_the_frame_rate(model, tmp_path):
 @pytest.mark.parametrize(
     ("suffix", "options", "size"),
     [
-        (".mp4", ["-vf", "scale=101:75", "-pix_fmt", "yuv444p"], (646, 480)),
+        (".mp4", ["-vf", "scale=101:75,setsar=1", "-pix_fmt", "yuv444p"], (646, 480)),
         (".mp4", ["-vf", "transpose=1"], (480, 640)),
         (".webm", ["-c:v", "libvpx-vp9", "-deadline", "realtime"], (640, 480)),
         (".mkv", ["-vf", "setpts='if(lt(N,20),N,20+3*(N-20))/15/TB'", "-fps_mode", "vfr"], (640, 480)),
@@ -221,6 +221,15 @@ def test_a_classification_head_makes_a_caption(model, tmp_path, capsys):
     assert (picture[-1, :60] == 25).all()  # the caption's ground, lower left
 
 
+def test_sound_that_cannot_be_decoded_costs_the_sound_alone(model, tmp_path, capsys):
+    tone = ["-f", "lavfi", "-i", "sine=duration=3", "-map", "0:v", "-map", "1:a", "-c:a", "pcm_s16le"]
+    loud = make_video(tmp_path / "loud.mov", *tone)
+    loud.write_bytes(loud.read_bytes().replace(b"sowt", b"zzzz"))
+    predict(model, loud, tmp_path / "out.mp4", "--task", "clips")
+    assert list(probe(tmp_path / "out.mp4")) == ["video"]
+    assert "its sound cannot be decoded, and is left out" in capsys.readouterr().err
+
+
 def test_a_video_with_a_damaged_end_is_drawn_as_far_as_it_goes(model, tmp_path, capsys):
     good = make_video(tmp_path / "good.avi", "-c:v", "mpeg4", frames=120).read_bytes()
     bad = tmp_path / "bad.avi"
@@ -231,7 +240,7 @@ def test_a_video_with_a_damaged_end_is_drawn_as_far_as_it_goes(model, tmp_path, 
     assert reader.damage is not None and 0 < len(drawn) < 120
     predict(model, bad, tmp_path / "out.mp4", "--task", "clips")
     captured = capsys.readouterr()
-    assert "note: ends early" in captured.err and "clips are left out" in captured.err
+    assert "the video ends with the last good one" in captured.err and "clips are left out" in captured.err
     with pytest.raises(DamagedVideo):
         list(clips(load_head(str(model), "clips", None, CPU), reader, [7.9], "clips"))
 

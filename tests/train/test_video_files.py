@@ -1,17 +1,17 @@
-"""Videos are read by time, upright and at a steady pace, and written whole or not at all."""
+"""Videos are read by time: upright, in their shape and colours, at a steady pace, past what is damaged."""
 
 import struct
 import subprocess
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from data.errors import UserError
 from tests.tiny_shards import make_video
-from train.video_files import VideoReader, VideoWriter
+from train.video_files import DamagedVideo, VideoReader
 
 
 def test_a_varying_rate_is_made_steady_without_changing_the_pace(tmp_path):
@@ -77,37 +77,113 @@ def test_colours_without_a_tag_are_read_as_players_and_packing_do(tmp_path, heig
         assert frame.float().mean(dim=(1, 2)).tolist() == pytest.approx(colour, abs=3)
 
 
-def test_a_file_whose_frames_cannot_be_found_by_time_is_an_error(tmp_path):
-    # The decoder's seeks end seconds late in MPEG transport streams.
-    with pytest.raises(UserError, match=r"the frame for second 0\.0,.*ffmpeg -i"):
-        VideoReader(make_video(tmp_path / "v.ts", "-g", "50", frames=300))
+def test_a_file_whose_frames_cannot_be_found_by_time_is_read_from_a_copy(tmp_path):
+    """The decoder's seeks end seconds late in MPEG transport streams."""
+    stream = make_video(tmp_path / "v.ts", "-g", "50", frames=300)
+    subprocess.run(["ffmpeg", "-v", "error", "-i", stream, "-c", "copy", tmp_path / "v.mp4"], check=True)
+    reader, plain = VideoReader(stream), VideoReader(tmp_path / "v.mp4")
+    times = np.array([0.0, 1.0, 3.1, 7.5])
+    for got, expected in zip(reader.frames_at(times), plain.frames_at(times), strict=True):
+        assert torch.equal(got, expected)
+    assert reader.path == stream and reader.rate == 15 and reader.seconds == pytest.approx(plain.seconds, abs=0.1)
+    copy = Path(reader._remuxed.name)
+    assert copy.exists()
+    del reader
+    assert not copy.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"not a video"])
-def test_no_video_is_an_error(tmp_path, content):
-    (tmp_path / "v.mp4").write_bytes(content)
-    with pytest.raises(UserError, match="cannot be decoded"):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"v\.mp4 is empty"),
+        (b"not a video", "cannot be decoded: Could not open input file: v.mp4"),
+        (None, "there is no such file"),
+    ],
+)
+def test_no_video_is_an_error(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "v.mp4").write_bytes(content)
+    with pytest.raises(UserError, match=message):
         VideoReader(tmp_path / "v.mp4")
+    with pytest.raises(UserError, match="is a folder"):
+        VideoReader(tmp_path)
 
 
-def test_an_interrupted_writer_leaves_nothing(tmp_path):
-    sound = make_video(tmp_path / "v.mp4", frames=5)
-    out = tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt), VideoWriter(out / "x.mp4", 64, 64, Fraction(15), sound) as writer:
-        writer.write(Image.new("RGB", (64, 64)))
-        raise KeyboardInterrupt
-    assert list(out.iterdir()) == []
+def test_sound_alone_and_its_cover_are_no_video(tmp_path):
+    sound, cover, both = tmp_path / "a.m4a", tmp_path / "c.png", tmp_path / "b.m4a"
+    command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i"]
+    subprocess.run([*command, "sine=duration=1", sound], check=True)
+    subprocess.run([*command, "testsrc2", "-frames:v", "1", cover], check=True)
+    joined = ["-i", cover, "-map", "0", "-map", "1", "-c", "copy", "-disposition:v", "attached_pic", both]
+    subprocess.run(["ffmpeg", "-v", "error", "-i", sound, *joined], check=True)
+    with pytest.raises(UserError, match=r"a\.m4a cannot be decoded: no video in it"):
+        VideoReader(sound)
+    with pytest.raises(UserError, match=r"a picture \(png\) and no video"):
+        VideoReader(both)
 
 
-def test_what_ffmpeg_says_is_told(tmp_path):
-    sound = tmp_path / "no_sound.mp4"
-    sound.write_bytes(b"none")
-    with (
-        pytest.raises(UserError, match="Invalid data"),
-        VideoWriter(tmp_path / "x.mp4", 64, 64, Fraction(15), sound) as writer,
-    ):
-        for _ in range(200):
-            writer.write(Image.new("RGB", (64, 64)))
+def test_pixels_that_are_not_square_are_shown_as_they_are_meant(tmp_path):
+    """As packing does: a DVD's 720x576 is 1024 wide."""
+    wide = VideoReader(make_video(tmp_path / "wide.mp4", "-vf", "setsar=64/45"))
+    assert (wide.width, wide.height) == (182, 96)
+    assert next(wide.steady())[1].shape == next(wide.frames_at(np.array([0.5]))).shape == (3, 96, 182)
+    turned = tmp_path / "turned.mp4"
+    content = bytearray((tmp_path / "wide.mp4").read_bytes())
+    place = content.index(b"tkhd") + 44
+    content[place : place + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 96 << 16, 0, 1 << 30)
+    turned.write_bytes(content)
+    upright = VideoReader(turned)
+    assert (upright.width, upright.height) == (68, 128)
+    broken = VideoReader(make_video(tmp_path / "broken.mp4", "-vf", "setsar=100/1"))
+    assert (broken.width, broken.height) == (128, 96)
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+def test_avi_files_with_packets_that_hold_no_frame_are_whole(tmp_path, codec):
+    """Times count frames there, and with B-frames the first ones show nothing: 44 or 43 pictures for 45 numbers."""
+    video = make_video(tmp_path / "v.avi", "-c:v", codec, "-bf", "2", "-preset", "medium")
+    reader = VideoReader(video)
+    assert reader.rate == 15 and reader.seconds == pytest.approx(3.0)
+    assert len(list(reader.steady())) == 45 and reader.damage is None
+    assert len(list(reader.frames_at(np.array([2.9, 2.99, 3.0])))) == 3, "the last frame stands for those behind it"
+
+
+def test_a_damaged_part_is_bridged(tmp_path):
+    video = make_video(tmp_path / "v.mp4", "-g", "15", "-bf", "0", frames=90)
+    content = bytearray(video.read_bytes())
+    whole = list(VideoReader(video).steady())
+    # The third of the six seconds is lost.
+    packets = subprocess.run(
+        ["ffprobe", "-v", "error", "-show_entries", "packet=pos,size", "-of", "csv=p=0", video],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    for size, place in (map(int, packet.split(",")[:2]) for packet in packets[30:45]):
+        content[place : place + size] = b"\xff" * size
+    video.write_bytes(content)
+    reader = VideoReader(video)
+    hurt = list(reader.steady())
+    assert [time for time, _ in hurt] == [time for time, _ in whole]
+    assert all(torch.equal(hurt[n][1], whole[n][1]) for n in (0, 29, 75, 89)), "before and well behind the damage"
+    assert torch.equal(hurt[40][1], whole[29][1]), "the last good frame stands for those that are lost"
+    assert reader.damage is not None and "of 90 frames cannot be decoded (frame 31:" in reader.damage
+    # A clip may do with a frame just before one that is lost, but not with one from long before.
+    (stand_in,) = reader.frames_at(np.array([31 / 15]))
+    assert torch.equal(stand_in, whole[29][1])
+    with pytest.raises(DamagedVideo, match=r"damaged near second 2\.6"):
+        list(reader.frames_at(np.array([39 / 15])))
+
+
+def test_sound_that_cannot_be_decoded_is_told_from_none(tmp_path):
+    tone = ["-f", "lavfi", "-i", "sine=duration=3", "-map", "0:v", "-map", "1:a", "-c:a", "pcm_s16le"]
+    loud = make_video(tmp_path / "loud.mov", *tone)
+    assert VideoReader(loud).sound is not None
+    strange = tmp_path / "strange.mov"
+    strange.write_bytes(loud.read_bytes().replace(b"sowt", b"zzzz"))
+    for path, has_sound in ((strange, True), (make_video(tmp_path / "silent.mp4"), False)):
+        reader = VideoReader(path)
+        assert reader.sound is None and reader.has_sound is has_sound
 
 
 def test_the_rate_of_a_video(tmp_path):
