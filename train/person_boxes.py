@@ -1,14 +1,9 @@
-"""Person boxes for a video: from a file in one of the field's layouts, or from torchvision's detector."""
+"""Person boxes of a video from a file in one of the field's layouts."""
 
-import os
-import pickle
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from data.ava_files import Keyframe, read_annotations, read_proposals
 from data.errors import UserError
@@ -16,8 +11,6 @@ from data.text_files import read_rows
 
 AVA_START = 900.0
 """Second of the movie at which AVA's published 15-minute copies begin."""
-
-COCO_PERSON = 1
 
 
 @dataclass(frozen=True)
@@ -103,47 +96,3 @@ def _clean(boxes: np.ndarray) -> np.ndarray:
     """Clips boxes to the frame, and drops those that have no area left."""
     boxes = boxes.clip(0, 1)
     return boxes[(boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])]
-
-
-def load_detector(device: torch.device) -> Callable[[Tensor], np.ndarray]:
-    """torchvision's Faster R-CNN, if its weights lie in torch's cache; nothing is downloaded.
-
-    Returns:
-        A function of a frame, uint8 [3, H, W], to float64 [k, 5]: persons as x1 y1 x2 y2 in [0, 1] and score.
-
-    Raises:
-        UserError: no weights here.
-    """
-    from torchvision.models import detection
-
-    known = [
-        (detection.fasterrcnn_resnet50_fpn_v2, detection.FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1),
-        (detection.fasterrcnn_resnet50_fpn, detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1),
-    ]
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    for build, weights in known:
-        file = folder / os.path.basename(weights.url)
-        if file.is_file():
-            model = build(weights=None, weights_backbone=None)
-            try:
-                model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-            except (RuntimeError, OSError, ValueError, EOFError, pickle.UnpicklingError) as error:
-                raise UserError(f"{file}: not the weights of torchvision's person detector ({error})") from error
-            return _detector(model.to(device).eval(), device)
-    raise UserError(
-        "no person boxes: give --boxes CSV (rows of video_id,timestamp,x1,y1,x2,y2,,score), or put torchvision's person"
-        f" detector into {folder}: {known[0][1].url}"
-    )
-
-
-def _detector(model: nn.Module, device: torch.device) -> Callable[[Tensor], np.ndarray]:
-    @torch.inference_mode()
-    def detect(frame: Tensor) -> np.ndarray:
-        found = model([frame.to(device).float() / 255])[0]
-        persons = found["labels"] == COCO_PERSON
-        height, width = frame.shape[-2:]
-        boxes = found["boxes"][persons].cpu().double().numpy() / (width, height, width, height)
-        scores = found["scores"][persons].cpu().double().numpy()
-        return np.hstack([boxes, scores[:, None]])
-
-    return detect

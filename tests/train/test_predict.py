@@ -1,5 +1,6 @@
 """Prediction: the model sees what evaluation would see, boxes find their frames, and any video comes out playable."""
 
+import csv
 import json
 import subprocess
 from fractions import Fraction
@@ -17,9 +18,13 @@ from data.errors import UserError
 from data.sampling import around_keyframe, dense
 from models import create_model, save_model
 from tests.tiny_shards import make_classification_set, make_video, render
+from tests.train.test_detector import Stub
+from train import detector
 from train.clip_scores import clips, grid, load_head
+from train.draw import COLORS
 from train.person_boxes import read_box_file
-from train.predict import parser, run
+from train.predict import run
+from train.predict_options import parser
 from train.video_files import DamagedVideo, VideoReader
 
 VIEW = {"num_frames": 4, "stride": 3, "image_size": 32}
@@ -193,7 +198,7 @@ def test_labels_are_drawn_and_detections_written_at_seconds_of_the_movie(model, 
     video = make_video(tmp_path / "movie.mp4")
     rows = ["movie,0900,0.1,0.1,0.4,0.9,,0.99", "movie,0901,0.1,0.1,0.4,0.9,,0.99", "movie,0901,0.6,0.1,0.9,0.9,,0.5"]
     boxes = write_boxes(tmp_path / "boxes.csv", *rows, "other,0901,0.6,0.1,0.9,0.9,,0.99", "movie,0990,0,0,1,1,,0.99")
-    found = tmp_path / "found.csv"
+    found = tmp_path / "found" / "scores.csv"
     predict(model, video, tmp_path / "out.mp4", "--boxes", boxes, "--detections", found, "--still", tmp_path / "s.png")
     lines = [line.split(",") for line in found.read_text().splitlines()]
     # Two boxes of score 0.8 or more, three classes each.
@@ -217,6 +222,14 @@ def test_a_classification_head_makes_a_caption(model, tmp_path, capsys):
     for task, count in (("clips", 3), ("order", 1)):
         predict(model, video, tmp_path / "out.mp4", "--task", task, "--still", tmp_path / "still.png")
         assert f"{count} clips (task {task})" in capsys.readouterr().out
+        with (tmp_path / "out_predictions.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        scores = [[float(row[f"score{n}"]) for n in range(1, 6) if f"score{n}" in row] for row in rows]
+        assert [row["key"] for row in rows] == (["0.500", "1.500", "2.500"] if task == "clips" else ["1.500"])
+        assert all(row == sorted(row, reverse=True) and len(row) == (5 if task == "clips" else 3) for row in scores)
+        head, video_of = load_head(str(model), task, None, CPU), VideoReader(video)
+        expected = head(head.clip(video_of, float(rows[0]["key"]))).softmax(1).max().item()
+        assert scores[0][0] == pytest.approx(expected, abs=1e-6)
     picture = np.asarray(Image.open(tmp_path / "still.png"))
     assert (picture[-1, :60] == 25).all()  # the caption's ground, lower left
 
@@ -312,7 +325,13 @@ def test_the_grid_of_moments():
         (["--out", f"{__file__}/out.mp4"], "is not a folder that can be written to"),
         (["--video", "nowhere.mp4"], "there is no such file"),
         (["--checkpoint", "nowhere"], "no checkpoint at nowhere"),
-        (["--boxes", "nowhere.csv"], "nowhere.csv cannot be read"),
+        (["--boxes", "nowhere.csv"], "--boxes nowhere.csv: there is no such file"),
+        (["--detector", "nowhere.pth"], "--detector nowhere.pth: there is no such file"),
+        (["--boxes", __file__, "--detector", __file__], "--boxes and --detector: give one of them"),
+        (
+            ["--task", "clips", "--boxes", __file__, "--box-threshold", "0.5"],
+            "--boxes, --box-threshold: a classification",
+        ),
         (["--device", "abacus"], "--device abacus"),
         (["--device", "meta"], "--device meta: it computes nothing"),
     ],
@@ -333,9 +352,26 @@ def test_a_missing_ffmpeg_is_told_before_any_work(model, tmp_path, monkeypatch):
 
 def test_without_boxes_or_a_detector_the_message_says_what_to_give(model, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(detector, "_KNOWN", [(None, "http://127.0.0.1:1/weights.pth")])
     video = make_video(tmp_path / "v.mp4", frames=5)
-    with pytest.raises(UserError, match="give --boxes CSV"):
+    with pytest.raises(UserError, match="Give --boxes CSV"):
         predict(model, video, tmp_path / "out.mp4")
+
+
+def test_persons_are_detected_once_a_second_and_followed(model, tmp_path, monkeypatch, capsys):
+    """Two detections of the same box: the video has it all the time, and it does not blink."""
+    torch.save(Stub(91).state_dict(), tmp_path / "stub.pth")
+    monkeypatch.setattr(detector, "_KNOWN", [(lambda num_classes, **_: Stub(num_classes), "")])
+    video = make_video(tmp_path / "v.mp4", "-vf", "scale=64:48", frames=30)
+    predict(model, video, tmp_path / "out.mp4", "--detector", tmp_path / "stub.pth", "--threshold", "1")
+    assert "2 of 2 keyframes have persons: 2 with 0 labels" in capsys.readouterr().out
+    rows = [row.split(",") for row in (tmp_path / "out_detections.csv").read_text().splitlines()]
+    assert {tuple(row[:6]) for row in rows} == {
+        ("v", time, "0.250000", "0.250000", "0.500000", "1.000000") for time in ("0.500000", "1.500000")
+    }
+    for _, frame in VideoReader(tmp_path / "out.mp4").steady():
+        # Orange on the left side of the box, x1 = 160.
+        assert frame[:, 240, 160].float().sub(torch.tensor(COLORS[0])).abs().max() < 60
 
 
 def test_a_video_is_never_overwritten_by_its_own_drawing(model, tmp_path):
