@@ -5,32 +5,29 @@ import hashlib
 import json
 import math
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
 
 from data.decode import require_ffmpeg
 from data.errors import UserError
-from data.shards import ShardSet
 from models import CofinetuneModel, load_model
 from train.ava_classes import DEFAULT_CUTOFFS, frequency_masks
-from train.ava_inputs import manifest_counts
-from train.breakdown import number_or_null
-from train.checkpoint_files import find_weights, read_state, write_atomically
+from train.checkpoint_files import find_weights, read_state
 from train.ds_config import deepspeed_config
 from train.ema import EMA_FILE, use_average
+from train.evaluation_files import lost_at_packing, table, training_counts, write
 from train.evaluators import Result, evaluate_tasks
-from train.frame_map import DEFAULT_PROTOCOL
 from train.launch import Rank, command, init_distributed, parse_args
 from train.recipe import Recipe, load_recipe, parse_recipe, project_path
 from train.resume import class_difference
 from train.tasks import Task, open_tasks
-
-SHOWN_FAILURES = 5
 
 
 def parser() -> argparse.ArgumentParser:
@@ -124,10 +121,10 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
     if rank.first:
         for task in tasks:
             results[task.name].metrics.update(frequency_metrics(task, results[task.name], args.cutoffs))
-    rank.together(lambda: write(folder, weights, tasks, results) if rank.first else None)
+    notes = rank.together(lambda: write(folder, weights, digest, tasks, results) if rank.first else [])
     if rank.first:
         print(table(results))
-        for line in lost_at_packing(tasks):
+        for line in [*lost_at_packing(tasks), *notes]:
             print(line)
         print(f"written: {folder / 'metrics.json'}")
         shutil.rmtree(kept, ignore_errors=True)
@@ -178,14 +175,6 @@ def frequency_metrics(task: Task, result: Result, cutoffs: Sequence[int]) -> dic
         chosen = aps[mask & ~np.isnan(aps)]
         metrics[f"mAP/{name}"] = float(chosen.mean()) if len(chosen) else math.nan
     return metrics
-
-
-def training_counts(task: Task) -> dict[int, int] | None:
-    """Class id -> labels in the training shards, by their manifest; None where it cannot be read or does not say."""
-    try:
-        return manifest_counts(ShardSet(task.recipe.shards).manifest)
-    except UserError:
-        return None
 
 
 def read_recipe(args: argparse.Namespace, out: Path, weights: Path) -> Recipe:
@@ -248,91 +237,25 @@ def open_validation(
     return tasks
 
 
-def write(folder: Path, weights: Path, tasks: Sequence[Task], results: dict[str, Result]) -> None:
-    """Writes metrics.json, predictions of classification tasks, and for localisation what `train/ava_map.py` reads."""
-    summary: dict[str, Any] = {
-        "checkpoint": str(weights),
-        "step": read_state(weights).step if (weights / "state.json").is_file() else None,
-        "tasks": {task.name: describe(task, results[task.name]) for task in tasks},
-    }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for task in tasks:
-            boxes = results[task.name].boxes
-            if boxes is not None:
-                boxes.write_detections(folder / f"{task.name}_detections.csv", task.classes)
-                boxes.write_groundtruth(folder / f"{task.name}_groundtruth.csv", task.classes)
-                boxes.write_labelmap(folder / f"{task.name}_labelmap.pbtxt", task.classes)
-            predictions = results[task.name].predictions
-            if predictions is not None:
-                predictions.write(folder / f"{task.name}_predictions.csv", task.classes)
-        write_atomically(folder / "metrics.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error}") from error
+def stop_on_sigterm() -> None:
+    """Makes SIGTERM, as schedulers and launchers send it, end the process as Ctrl-C does: what is done is written."""
 
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
 
-def describe(task: Task, result: Result) -> dict[str, Any]:
-    """A task's part of metrics.json."""
-    return {
-        "kind": task.recipe.kind,
-        "shards": task.recipe.val_shards,
-        "metrics": {name: number_or_null(value) for name, value in result.metrics.items()},
-        "chance": {name: number_or_null(value) for name, value in result.chance.items()},
-        "counts": {**result.counts, "failed": len(result.failures)},
-        "lost_at_packing": task.val.shards.manifest.failures if task.val is not None else {},
-        "failures": [{"key": bad.key, "reason": bad.reason} for bad in result.failures],
-        "per_class": result.per_class,
-        "training_counts": training_counts(task),
-        **({"protocol": DEFAULT_PROTOCOL} if task.recipe.kind == "localisation" else {}),
-    }
-
-
-def table(results: dict[str, Result]) -> str:
-    """A line per task and metric, in percent, and what could not be read."""
-    rows = [("task", "metric", "value, %", "chance, %")]
-    for task, result in results.items():
-        for name, value in result.metrics.items():
-            rows.append((task, name, _percent(value), _percent(result.chance.get(name, math.nan))))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows]
-    for task, result in results.items():
-        count = len(result.failures)
-        if count:
-            lines.append(f"{task}: {count} of {count + result.counts['examples']} examples could not be read:")
-            lines += [f"  {bad.key}: {bad.reason}" for bad in result.failures[:SHOWN_FAILURES]]
-            lines += ["  and so on: see metrics.json"] if count > SHOWN_FAILURES else []
-    return "\n".join(lines)
-
-
-def lost_at_packing(tasks: Sequence[Task]) -> list[str]:
-    """A note per task whose validation set was not packed whole: what is not in the shards is in no figure."""
-    notes = []
-    for task in tasks:
-        assert task.val is not None
-        manifest = task.val.shards.manifest
-        lost, unit = sum(manifest.failures.values()), "keyframes" if manifest.kind == "localisation" else "clips"
-        if not lost:
-            continue
-        reasons = ", ".join(f"{name} {count}" for name, count in manifest.failures.items())
-        remedy = (
-            f"; train/ava_map.py on {task.name}_detections.csv and the original annotations counts them as missed"
-            if manifest.kind == "localisation"
-            else ""
-        )
-        notes.append(
-            f"note: {task.name}: {lost} of {lost + manifest.examples} {unit} were lost at packing ({reasons}) and are"
-            f" in no figure{remedy}"
-        )
-    return notes
-
-
-def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.2f}"
+    signal.signal(signal.SIGTERM, stop)
 
 
 def main() -> None:
     args = parse_args(parser())
-    run(args, init_distributed())
+    rank = init_distributed()
+    stop_on_sigterm()
+    try:
+        run(args, rank)
+    except KeyboardInterrupt:
+        if rank.first:
+            print("stopped: the same command goes on with what is done", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

@@ -238,14 +238,14 @@ def save_run(world: Path, run: Path) -> Recipe:
 
 
 def test_what_was_lost_at_packing_is_told(world):
-    from train import evaluate
+    from train import evaluation_files
 
     tasks = [task for task in open_tasks(recipe_of(world), train=False) if task.val is not None]
-    assert evaluate.lost_at_packing(tasks) == []
+    assert evaluation_files.lost_at_packing(tasks) == []
     examples = {task.name: len(task.val.shards) for task in tasks}
     for task in tasks:
         task.val.shards.manifest.failures.update({"missing": 2, "truncated": 1})
-    clips, people = evaluate.lost_at_packing(tasks)
+    clips, people = evaluation_files.lost_at_packing(tasks)
     assert f"clips: 3 of {3 + examples['clips']} clips were lost at packing (missing 2, truncated 1)" in clips
     assert f"3 of {3 + examples['people']} keyframes were lost" in people and "people_detections.csv" in people
 
