@@ -129,8 +129,8 @@ def read_proposals(path: str | os.PathLike[str]) -> dict[Keyframe, np.ndarray]:
     names: dict[str, str] = {}
     for part in read_rows(where):
         part.check_widths({8}, "video_id,timestamp,x1,y1,x2,y2,anything,score")
-        boxes.append(np.column_stack([_boxes(part), part.floats(7, "score")]))
         groups += [order.setdefault(key, len(order)) for key in _keyframes(part, names)]
+        boxes.append(np.column_stack([_boxes(part), part.floats(7, "score")]))
     if not order:
         raise UserError(f"{where}: no proposals in it (expected rows of video_id,timestamp,x1,y1,x2,y2,,score)")
     group = np.array(groups, dtype=np.int64)

@@ -168,12 +168,15 @@ def whole_checkpoints(folder: Path) -> list[Path]:
 
 
 def find_weights(path: str | Path) -> Path:
-    """The folder with model.safetensors that `path` names: a run's newest checkpoint, or `path` itself.
+    """The folder with model.safetensors that `path` names: a run's newest checkpoint, `path` itself, or the one that
+    holds this file.
 
     Raises:
         UserError: there is none.
     """
     path = Path(path)
+    if path.name == WEIGHTS_FILE and path.is_file():
+        path = path.parent
     if (path / WEIGHTS_FILE).exists():
         return path
     for folder in (path, path / "checkpoints"):

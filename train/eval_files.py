@@ -24,14 +24,33 @@ if TYPE_CHECKING:
 
 
 def write(
-    folder: Path, weights: Path, tasks: Sequence[Task], results: dict[str, Result], cutoffs: Sequence[int]
-) -> None:
+    folder: Path,
+    weights: Path,
+    digest: str,
+    tasks: Sequence[Task],
+    results: dict[str, Result],
+    cutoffs: Sequence[int],
+) -> list[str]:
     """Writes metrics.json; predictions and confusion of classification tasks; for localisation what `train/ava_map.py`
-    reads; and figures. Raises UserError where that cannot be done."""
+    reads; and figures.
+
+    What metrics.json says of other tasks stays where it is of the same weights, of this SHA-256.
+
+    Returns:
+        Notes on what is left of other weights.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    new = {task.name: describe(task, results[task.name]) for task in tasks}
+    before, told = _earlier(folder / "metrics.json")
+    others = [name for name in told if name not in new]
+    same = before == digest
     summary: dict[str, Any] = {
         "checkpoint": str(weights),
+        "sha256": digest,
         "step": read_state(weights).step if (weights / "state.json").is_file() else None,
-        "tasks": {task.name: describe(task, results[task.name]) for task in tasks},
+        "tasks": {**(told if same else {}), **new},
     }
     from train.figures import save  # takes a second to import
 
@@ -53,6 +72,20 @@ def write(
                 save(figure, folder / f"{task.name}_{name}.png")
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error}") from error
+    if same or not others:
+        return []
+    return [
+        f"note: the CSV files of {', '.join(others)} in {folder} are of other weights, and no longer in metrics.json"
+    ]
+
+
+def _earlier(path: Path) -> tuple[str | None, dict[str, Any]]:
+    """The weights' SHA-256 and the tasks of a metrics.json; nothing where there is none that can be read."""
+    try:
+        raw = json.loads(path.read_text())
+        return raw.get("sha256"), dict(raw["tasks"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None, {}
 
 
 def describe(task: Task, result: Result) -> dict[str, Any]:

@@ -5,9 +5,12 @@ import hashlib
 import json
 import math
 import shutil
+import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from data.decode import require_ffmpeg
@@ -118,10 +121,10 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
     if rank.first:
         for task in tasks:
             results[task.name].metrics.update(frequency_metrics(task, results[task.name], args.cutoffs))
-    rank.together(lambda: write(folder, weights, tasks, results, args.cutoffs) if rank.first else None)
+    notes = rank.together(lambda: write(folder, weights, digest, tasks, results, args.cutoffs) if rank.first else [])
     if rank.first:
         print(table(results))
-        for line in lost_at_packing(tasks):
+        for line in [*lost_at_packing(tasks), *notes]:
             print(line)
         print(f"written: {folder / 'metrics.json'}")
         shutil.rmtree(kept, ignore_errors=True)
@@ -257,9 +260,25 @@ def _percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.2f}"
 
 
+def stop_on_sigterm() -> None:
+    """Makes SIGTERM, as schedulers and launchers send it, end the process as Ctrl-C does: what is done is written."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+
+
 def main() -> None:
     args = parse_args(parser())
-    run(args, init_distributed())
+    rank = init_distributed()
+    stop_on_sigterm()
+    try:
+        run(args, rank)
+    except KeyboardInterrupt:
+        if rank.first:
+            print("stopped: the same command goes on with what is done", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

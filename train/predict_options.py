@@ -73,7 +73,12 @@ def table_path(args: argparse.Namespace, kind: str) -> Path:
     """Where the scores go. Raises UserError for options that a head of this kind has no use for."""
     out = Path(args.out)
     if kind == "localisation":
-        return Path(args.detections) if args.detections is not None else out.with_name(f"{out.stem}_detections.csv")
+        table = Path(args.detections) if args.detections is not None else out.with_name(f"{out.stem}_detections.csv")
+        if args.boxes is not None and table.resolve() == Path(args.boxes).resolve():
+            raise UserError(
+                f"--boxes {args.boxes} would be overwritten by the scores: say with --detections where they go"
+            )
+        return table
     given = [f"--{name.replace('_', '-')}" for name in OF_LOCALISATION if getattr(args, name) is not None]
     if given:
         raise UserError(f"{', '.join(given)}: a classification head has no use for it; --task chooses the head")

@@ -158,6 +158,8 @@ def test_proposals_of_slowfast_are_grouped_and_taken_once(write):
     assert proposals["a", 902.0].tolist() == [[0.1, 0.2, 0.5, 0.9, 0.99], [0.6, 0.2, 0.9, 0.9, 0.04]]
     with pytest.raises(UserError, match="line 1: 7 columns"):
         read_proposals(write("a,0902,0.1,0.2,0.5,0.9,0.99\n"))
+    with pytest.raises(UserError, match=r"line 1: .*looks like a header"):
+        read_proposals(write("video_id,timestamp,x1,y1,x2,y2,,score\n" + rows[0]))
     with pytest.raises(UserError, match="no proposals"):
         read_proposals(write(""))
 

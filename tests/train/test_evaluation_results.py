@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +17,9 @@ from tests.dist import run_ranks
 from tests.tiny_shards import make_classification_set, make_localisation_set
 from tests.train.test_evaluators import ALONE, ByPlace, recipe_of, save_run, tasks_of
 from train import evaluate
+from train.checkpoint_files import find_weights
 from train.evaluators import collected, common, evaluate_tasks
-from train.evaluators.classification import ViewAverages
+from train.evaluators.classification import ViewAverages, columns
 from train.evaluators.collected import Collected
 from train.evaluators.localisation import _runs
 from train.evaluators.predictions import Predictions, calibration_error
@@ -144,6 +147,30 @@ def on_ranks(folder: str, kept: str) -> tuple[dict, int]:
     return plain(evaluate_tasks(model, tasks_of(recipe), rank, recipe, folders=folders)), model.seen
 
 
+class GetsSigterm(BreaksOff):
+    """Evaluates some batches, and is then told to end."""
+
+    def forward(self, task, clips, boxes=None, box_clip=None):
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            self.left = 1000
+        return super().forward(task, clips, boxes, box_clip)
+
+
+def test_sigterm_loses_nothing_that_is_done(world, tmp_path):
+    recipe = recipe_of(world)
+    tasks = tasks_of(recipe)[:1]
+    before = signal.getsignal(signal.SIGTERM)
+    evaluate.stop_on_sigterm()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_tasks(GetsSigterm(2), tasks, ALONE, recipe, folders={"clips": tmp_path})
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    with Collected(columns(tasks[0].val), ALONE, tmp_path) as kept:
+        assert len(kept.done) >= 2 * recipe.eval_batch
+
+
 def test_another_number_of_ranks_goes_on(world, tmp_path):
     recipe = recipe_of(world)
     whole = plain(evaluate_tasks(ByPlace(), tasks_of(recipe), ALONE, recipe))
@@ -224,7 +251,7 @@ def test_the_command_says_head_and_tail_and_the_ceiling(tmp_path, capsys):
     count_labels(tmp_path, [50, 5, 1])
     tasks = run_command(tmp_path / "run", "--tasks", "people", "--cutoffs", "5", "10", "--ceiling")
     people = tasks["people"]
-    assert list(tasks) == ["people"] and people["training_counts"] == {"1": 50, "3": 5, "7": 1}
+    assert list(tasks) == ["clips", "people"] and people["training_counts"] == {"1": 50, "3": 5, "7": 1}
     metrics, per_class = people["metrics"], people["per_class"]
     assert metrics["mAP/head (> 10)"] == per_class["action 1"]
     assert metrics["mAP/mid (5 to 10)"] == per_class["action 3"]
@@ -239,6 +266,30 @@ def test_the_command_writes_predictions_and_leaves_nothing_behind(world, tmp_pat
     rows = (tmp_path / "run" / "eval" / "clips_predictions.csv").read_text().splitlines()
     assert rows[0] == "key,label,top1,score1,top2,score2,top3,score3" and len(rows) == 8
     assert not (tmp_path / "run" / "eval" / "partial").exists()
+
+
+def test_one_task_after_the_other_is_as_good_as_all_at_once(world, tmp_path, capsys):
+    run = tmp_path / "run"
+    save_run(world, run)
+    whole = run_command(run)
+    for name in ("metrics.json", "people_detections.csv"):
+        (run / "eval" / name).unlink()
+    run_command(run, "--tasks", "people")
+    assert run_command(run, "--tasks", "clips") == whole
+    # Of other weights nothing is kept, and that is told; older files did not name their weights.
+    for other in ({"sha256": "other weights"}, {}):
+        metrics = json.loads((run / "eval" / "metrics.json").read_text())
+        del metrics["sha256"]
+        (run / "eval" / "metrics.json").write_text(json.dumps({**metrics, **other, "tasks": whole}))
+        capsys.readouterr()
+        assert list(run_command(run, "--tasks", "clips")) == ["clips"]
+        assert "the CSV files of people in" in capsys.readouterr().out
+
+
+def test_a_checkpoint_is_named_by_its_folder_or_its_file(world, tmp_path):
+    save_run(world, tmp_path)
+    folder = tmp_path / "checkpoints" / "step-000012"
+    assert find_weights(tmp_path) == find_weights(folder) == find_weights(folder / "model.safetensors") == folder
 
 
 def test_results_of_another_checkpoint_or_recipe_are_not_used(world, tmp_path):

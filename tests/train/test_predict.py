@@ -380,6 +380,14 @@ def test_a_video_is_never_overwritten_by_its_own_drawing(model, tmp_path):
         predict(model, video, video, "--task", "clips")
 
 
+def test_boxes_are_never_overwritten_by_the_scores(model, tmp_path):
+    video = make_video(tmp_path / "v.mp4", frames=5)
+    boxes = write_boxes(tmp_path / "out_detections.csv", "v,0000,0.1,0.1,0.5,0.9,,0.9")
+    with pytest.raises(UserError, match="would be overwritten"):
+        predict(model, video, tmp_path / "out.mp4", "--boxes", boxes)
+    assert boxes.read_text().count("\n") == 1
+
+
 def test_views_of_checkpoints_are_checked(tmp_path, model):
     config = json.loads((model / "config.json").read_text())
     (tmp_path / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes())
