@@ -123,6 +123,11 @@ def read_model_config(folder: Path) -> dict[str, Any]:
 
 def check_version(config: Mapping[str, Any]) -> None:
     if config.get("format") != FORMAT:
+        if "model_type" in config:
+            raise ValueError(
+                "is of Hugging Face's layout, as models.export writes it too: a backbone can start from it "
+                "(model.init.source), but a whole model is read from a run or a checkpoint of this project"
+            )
         raise ValueError(f'its "format" is not "{FORMAT}"; {READABLE}')
     if config.get("version") != VERSION:
         raise ValueError(f"is of version {config.get('version')!r}, this program reads version {VERSION}")
