@@ -8,7 +8,7 @@ import numpy as np
 HEAD = 1 / 3
 """Of a box, from its top: where a face may be, which counts three times."""
 
-STAY = 0.3
+STAY = 0.6
 """Share of a label's area that it may hide more than elsewhere, before it leaves the side where it was."""
 
 ELSEWHERE = 8

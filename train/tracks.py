@@ -11,7 +11,7 @@ FARTHEST = 1.5
 """Boxes whose `unlikeness` is more than this are not taken for one person."""
 
 LOOK_WEIGHT = 4.0
-"""What a difference of the whole range of colours counts, where a distance of a person's own height counts 1."""
+"""What a difference of the whole range of colours counts, where a distance of a person's own length counts 1."""
 
 PARTS = 3
 """Parts of a box, one below the other, whose colours are looked at: head, trunk, legs."""
@@ -99,23 +99,23 @@ class Tracks:
 def unlikeness(one: PersonKeyframe, other: PersonKeyframe, aspect: float) -> np.ndarray:
     """float64 [n, m]: how little a box of one keyframe speaks for being the same person as one of the other.
 
-    The sum of the distance between the boxes' middles in units of the taller one's height, of the ratio of heights (as
-    a logarithm), and of LOOK_WEIGHT times the difference of looks. Overlap would not do: in a second people walk
-    further than they are wide.
+    The sum of the distance between the boxes' middles in units of the larger one's longer side, of the ratio of longer
+    sides (as a logarithm), and of LOOK_WEIGHT times the difference of looks. Overlap would not do: in a second people
+    walk further than they are wide.
     """
-    (centres, heights), (others, other_heights) = (_places(keyframe.boxes, aspect) for keyframe in (one, other))
+    (centres, sizes), (others, other_sizes) = (_places(keyframe.boxes, aspect) for keyframe in (one, other))
     distances = np.linalg.norm(centres[:, None] - others[None], axis=2)
-    distances /= np.maximum(heights[:, None], other_heights[None])
-    ratios = np.abs(np.log(heights[:, None] / other_heights[None]))
+    distances /= np.maximum(sizes[:, None], other_sizes[None])
+    ratios = np.abs(np.log(sizes[:, None] / other_sizes[None]))
     differences = one.looks[:, None] - other.looks[None]
     looks = np.sqrt((differences**2).sum(axis=2) / max(differences.shape[2], 1))
     return distances + ratios + LOOK_WEIGHT * looks
 
 
 def _places(boxes: np.ndarray, aspect: float) -> tuple[np.ndarray, np.ndarray]:
-    """Middles [n, 2] and heights [n] of boxes [n, 4], in units of the frame's height."""
+    """Middles [n, 2] and longer sides [n] of boxes [n, 4], in units of the frame's height."""
     middles = (boxes[:, :2] + boxes[:, 2:]) / 2 * (aspect, 1)
-    return middles, np.maximum(boxes[:, 3] - boxes[:, 1], 1e-6)
+    return middles, np.maximum(((boxes[:, 2:] - boxes[:, :2]) * (aspect, 1)).max(axis=1, initial=0), 1e-6)
 
 
 def link(costs: np.ndarray) -> list[tuple[int, int]]:

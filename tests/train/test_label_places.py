@@ -59,8 +59,8 @@ def test_a_label_goes_where_it_hides_nobody():
     behind = Rect(60, 40, 115, 120)
     assert one(BOX, behind) == Spot(BELOW, 2)
     # It leaves the side where it was only for a place that is better by far.
-    assert one(BOX, behind, before=Spot(ABOVE, 0)) == Spot(BELOW, 2)
-    assert one(BOX, Rect(60, 40, 103, 120), before=Spot(ABOVE, 0)) == Spot(ABOVE, 0)
+    assert one(BOX, behind, before=Spot(ABOVE, 0)) == Spot(ABOVE, 0)
+    assert one(BOX, Rect(60, 75, 160, 195), before=Spot(ABOVE, 0)) == Spot(BELOW, 2)
 
 
 def test_a_face_is_hidden_last():

@@ -69,12 +69,15 @@ def test_another_person_in_the_same_place_is_another():
     assert unlikeness(keyframe(0, LEFT), keyframe(1, child), 1.0)[0, 0] > FARTHEST
 
 
-def test_distance_is_measured_in_heights_whatever_the_frames_shape():
+def test_distance_is_measured_in_persons_whatever_the_frames_shape():
     low, right = (0.1, 0.5, 0.2, 0.7), (0.2, 0.1, 0.3, 0.3)
     start = keyframe(0, (0.1, 0.1, 0.2, 0.3))
     assert unlikeness(start, keyframe(1, low), 2.0)[0, 0] == pytest.approx(2.0)
     # A tenth of the width of a frame that is twice as wide as high is as long as a fifth of its height.
     assert unlikeness(start, keyframe(1, right), 2.0)[0, 0] == pytest.approx(1.0)
+    # Somebody who lies is as long as the box is wide.
+    lying, moved = (0.1, 0.5, 0.3, 0.6), (0.2, 0.5, 0.4, 0.6)
+    assert unlikeness(keyframe(0, lying), keyframe(1, moved), 2.0)[0, 0] == pytest.approx(0.5)
 
 
 def test_looks_are_the_colours_of_the_box_from_head_to_foot():
