@@ -87,7 +87,7 @@ def tuned_score(record: Record) -> float:
 
 
 def final_metric(record: Record, task: str, metric: str) -> float:
-    """A figure of the final model on `test`, a share; NaN where it has none. `metric` may be head, mid or tail."""
+    """A figure of the final model on `heldout`, a share; NaN where it has none. `metric` may be head, mid or tail."""
     metrics = record["test"].get(task, {}).get("metrics", {})
     if metric in PARTS:
         metric = next((name for name in metrics if name.startswith(f"mAP/{metric} ")), metric)
@@ -100,13 +100,9 @@ def part_masks(record: Record) -> dict[str, list[str]]:
     own = record["test"]["ava"]
     # training_counts goes by class id, per_class by name; both in the order of the classes.
     counts = dict(zip(own["per_class"], own["training_counts"].values(), strict=True))
-    names = [name for name, ap in own["per_class"].items() if ap is not None]
-    parts = {
-        "head": [name for name in names if counts[name] > HEAD],
-        "mid": [name for name in names if TAIL <= counts[name] <= HEAD],
-        "tail": [name for name in names if counts[name] < TAIL],
-    }
-    return parts | {"all": names}
+    names = np.array([name for name, ap in own["per_class"].items() if ap is not None])
+    masks = frequency_masks(np.array([counts[name] for name in names]), (TAIL, HEAD)).values()
+    return {part: names[mask].tolist() for part, mask in zip(PARTS, masks, strict=True)} | {"all": names.tolist()}
 
 
 def mean_ap(record: Record, names: list[str]) -> float:

@@ -51,7 +51,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Run:
-    """One regime with one setting and seed. A trial is scored on `tune`, any other run on `test`."""
+    """One regime with one setting and seed. A trial is scored on `tune`, any other run on `heldout`."""
 
     regime: Regime
     setting: Setting
