@@ -344,7 +344,12 @@ def test_a_real_run_is_scored_on_the_held_out_split_and_recorded(tmp_path, monke
     regime = Regime("both", "both", (first, Training(("kinetics", "ava"), "accumulate", few, few)))
     monkeypatch.setitem(REGIMES, "both", regime)
     checked, really = [], runs_module._check_whole
-    monkeypatch.setattr(runs_module, "_check_whole", lambda out, n: (checked.append((out.name, n)), really(out, n)))
+
+    def check(training: Path, steps: int) -> None:
+        checked.append((training.name, steps))
+        really(training, steps)
+
+    monkeypatch.setattr(runs_module, "_check_whole", check)
     plan = Plan("small", 20, (0,), (("both",),), tuned=False)
     lab = Laboratory(tmp_path, tmp_path / "runs", lambda: shards, {}, plan, MACHINE)
     run = Run(regime, Setting(1e-3), 0)
