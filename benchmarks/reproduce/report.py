@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.reproduce.intervals import Difference, Mean, difference, holm, mean_of, paired
+from benchmarks.reproduce.conclusion import MARGIN, compared, conclude, points, upstream_change
+from benchmarks.reproduce.intervals import Difference, Mean, mean_of, paired
 from benchmarks.reproduce.pictures import class_counts, draw_all
 from benchmarks.reproduce.protocol import (
     BASELINES,
-    CANDIDATES,
     DOWNSTREAM,
     HEAD,
     REGIMES,
@@ -31,9 +31,6 @@ from train.checkpoint_files import write_atomically
 from train.run_log import duration
 
 COLUMNS = ("mAP", *PARTS)
-ALPHA = 0.05
-MARGIN = 0.02
-"""Of top-1: what an upstream set may lose at most, by the lower end of the interval."""
 Differences = dict[tuple[str, str], dict[str, Difference]]
 
 
@@ -64,7 +61,7 @@ def write_report(results: Path, plan: Plan, records: Sequence[Record], command: 
         for name in runs
         if base in runs and name != base and DOWNSTREAM in REGIMES[name].tasks
     }
-    conclusion = conclude(runs, differences)
+    conclusion = conclude(runs, plan)
     pictures = draw_all(results, runs, plan)
     parts = [
         "# Co-finetuning against transfer learning on the toy world",
@@ -82,52 +79,6 @@ def write_report(results: Path, plan: Plan, records: Sequence[Record], command: 
     ]
     write_atomically(results / "report.md", "\n\n".join(part for part in parts if part) + "\n")
     return conclusion
-
-
-def compared(regime: Sequence[Record], baseline: Sequence[Record], column: str) -> Difference:
-    """Of AVA's mAP, or its part over head, mid or tail, on the seeds that both have."""
-    ours, theirs = paired(regime, baseline)
-    part = "all" if column == "mAP" else column
-    draws = [[run["resamples"]["mAP"][part] for run in side] for side in (ours, theirs)]
-    scores = [[final_metric(run, DOWNSTREAM, column) for run in side] for side in (ours, theirs)]
-    return difference(scores[0], scores[1], (draws[0], draws[1]))
-
-
-def conclude(runs: dict[str, list[Record]], differences: Differences) -> str:
-    """What the comparisons that were named before the runs say, and whether the goal is reached."""
-    named = [(name, base) for name in CANDIDATES for base in BASELINES if (name, base) in differences]
-    corrected = dict(zip(named, holm([differences[pair]["mAP"].p for pair in named]), strict=True))
-    lines, above = [], set()
-    for name, base in named:
-        own, p = differences[name, base]["mAP"], corrected[name, base]
-        if p < ALPHA and own.over_seeds.value > 0:
-            above.add((name, base))
-        verdict = "is above" if (name, base) in above else "is below" if p < ALPHA else "is not clearly apart from"
-        tail = tail_gain(runs[name], runs[base])
-        lines.append(
-            f"- **{REGIMES[name].title}** {verdict} {REGIMES[base].title}: {_points(own)} points of mAP over "
-            f"{own.over_seeds.n} seeds, p = {p:.2g}. Its gain on tail classes less that on the others: {_points(tail)}."
-        )
-    if not named:
-        return "None of the comparisons that were named before the runs has its runs yet."
-    reached = [REGIMES[name].title for name in CANDIDATES if all((name, base) in above for base in BASELINES)]
-    complete = len(named) == len(CANDIDATES) * len(BASELINES)
-    goal = "reached by " + " and ".join(reached) if reached else "not reached" if complete else "still open"
-    lines.append(f"- Goal, above both kinds of transfer learning: **{goal}**.")
-    test = f"p: paired t test, corrected for {len(named)} comparisons after Holm; clear is below {ALPHA}."
-    return "\n".join([*lines, "", test])
-
-
-def tail_gain(regime: Sequence[Record], baseline: Sequence[Record]) -> Difference:
-    """By seed: the mean gain in AP over tail classes, less the mean gain over all other classes."""
-    ours, theirs = paired(regime, baseline)
-    return difference([_tail_less_rest(run) for run in ours], [_tail_less_rest(run) for run in theirs])
-
-
-def _tail_less_rest(run: Record) -> float:
-    parts = part_masks(run)
-    rest = [name for name in parts["all"] if name not in parts["tail"]]
-    return mean_ap(run, parts["tail"]) - mean_ap(run, rest)
 
 
 def _origin(plan: Plan, records: Sequence[Record], runs: dict[str, list[Record]], command: str) -> str:
@@ -162,10 +113,7 @@ def _ava_table(runs: dict[str, list[Record]]) -> str:
         if DOWNSTREAM not in REGIMES[name].tasks:
             continue
         means = [mean_of([final_metric(run, DOWNSTREAM, column) for run in own]) for column in COLUMNS]
-        setting = own[0]["setting"]
-        rows.append(
-            [REGIMES[name].title, str(len(own)), f"{setting['lr']:g} {setting['schedule']}", *map(_mean, means)]
-        )
+        rows.append([REGIMES[name].title, str(len(own)), str(Setting(**own[0]["setting"])), *map(_mean, means)])
     return table(rows)
 
 
@@ -179,7 +127,7 @@ def _difference_tables(differences: Differences) -> str:
             low, high = own["mAP"].over_both
             movies = "-" if math.isnan(low) else f"{100 * low:+.1f} to {100 * high:+.1f}"
             each = " ".join(f"{100 * value:+.1f}" for value in own["mAP"].each)
-            rows.append([REGIMES[name].title, *(_points(own[c]) for c in COLUMNS), f"{own['mAP'].p:.3g}", movies, each])
+            rows.append([REGIMES[name].title, *(points(own[c]) for c in COLUMNS), f"{own['mAP'].p:.3g}", movies, each])
         if len(rows) > 1:
             parts.append(f"Less *{REGIMES[base].title}*:\n\n{table(rows)}")
     return "\n\n".join(parts) or "-"
@@ -200,8 +148,7 @@ def _upstream_table(runs: dict[str, list[Record]]) -> str:
             ours, theirs = paired(seen, alone)
             comparable = ours and name != f"{task}_only" and ours[0]["clips"].get(task) == theirs[0]["clips"][task]
             if comparable:
-                scores = [[final_metric(run, task, "top1") for run in side] for side in (ours, theirs)]
-                cells.append(_points(difference(scores[0], scores[1])))
+                cells.append(points(upstream_change(ours, theirs, task)))
             else:
                 cells.append("-")
         when = {"transfer": ", after AVA", "transfer_joint": ", before AVA"}
@@ -272,10 +219,3 @@ def _mean(mean: Mean) -> str:
     if math.isnan(mean.value):
         return "-"
     return f"{100 * mean.value:.1f}" + ("" if math.isnan(mean.half) else f" ± {100 * mean.half:.1f}")
-
-
-def _points(own: Difference) -> str:
-    mean = own.over_seeds
-    if math.isnan(mean.value):
-        return "-"
-    return f"{100 * mean.value:+.1f}" + ("" if math.isnan(mean.half) else f" ± {100 * mean.half:.1f}")

@@ -1,0 +1,114 @@
+"""What the comparisons that were named before the runs say, and which parts of the goal are reached, by whom."""
+
+import math
+from collections.abc import Sequence
+
+from benchmarks.reproduce.intervals import Difference, difference, holm, paired
+from benchmarks.reproduce.protocol import BASELINES, CANDIDATES, DOWNSTREAM, REGIMES, UPSTREAM, Plan
+from benchmarks.reproduce.records import Record, final_metric, mean_ap, part_masks
+
+ALPHA = 0.05
+MARGIN = 0.02
+"""Of top-1: what an upstream set may lose at most, by the lower end of the interval."""
+YES, NO = "yes", "no"
+Runs = dict[str, list[Record]]
+
+
+def conclude(runs: Runs, plan: Plan) -> str:
+    """Markdown: a line for each named comparison, the parts of the goal for each candidate, and the goal as a whole.
+
+    Args:
+        runs: regime -> its runs; while some of the plan are missing, parts of the goal are open.
+    """
+    named = {
+        (name, base): compared(runs[name], runs[base], "mAP")
+        for name in CANDIDATES
+        for base in BASELINES
+        if name in runs and base in runs
+    }
+    if not named:
+        return "None of the comparisons that were named before the runs has its runs yet."
+    p_values = dict(zip(named, holm([own.p for own in named.values()]), strict=True))
+    above = {pair for pair, own in named.items() if p_values[pair] < ALPHA and own.over_seeds.value > 0}
+    lines = []
+    for (name, base), own in named.items():
+        p = p_values[name, base]
+        verdict = "is above" if (name, base) in above else "is below" if p < ALPHA else "is not clearly apart from"
+        lines.append(
+            f"- **{REGIMES[name].title}** {verdict} {REGIMES[base].title}: {points(own)} points of mAP over "
+            f"{own.over_seeds.n} seeds, p = {p:.2g}. Its gain on tail classes less that on the others: "
+            f"{points(tail_gain(runs[name], runs[base]))}."
+        )
+    lines.append("")
+    goals = {REGIMES[name].title: _goal(name, runs, above, plan) for name in CANDIDATES if name in runs}
+    for title, parts in goals.items():
+        lines.append(f"- Goal, {title}: " + "; ".join(f"{part}: **{answer}**" for part, answer in parts.items()) + ".")
+    reached = [title for title, parts in goals.items() if set(parts.values()) == {YES}]
+    is_open = len(goals) < len(CANDIDATES) or any(set(parts.values()) - {YES, NO} for parts in goals.values())
+    whole = f"reached by {' and '.join(reached)}" if reached else "still open" if is_open else "not reached"
+    lines.append(f"- Goal as a whole, all parts by one schedule: **{whole}**.")
+    lines += [
+        "",
+        f"p: paired t test, corrected for {len(named)} comparisons after Holm; clear is below {ALPHA}. The other parts",
+        "of the goal go by 95 % intervals over seeds: the gain on the tail less that on the others is to be above 0,",
+        "over both baselines, and an upstream set's accuracy less that of training on the set alone above",
+        f"{-100 * MARGIN:.0f} points.",
+    ]
+    return "\n".join(lines)
+
+
+def _goal(name: str, runs: Runs, above: set[tuple[str, str]], plan: Plan) -> dict[str, str]:
+    """Part of the goal -> YES, NO, or why it is open."""
+    alone = [f"{task}_only" for task in UPSTREAM]
+    bases = [base for base in BASELINES if base in runs]
+    tails = [tail_gain(runs[name], runs[base]) for base in bases]
+    kept = [upstream_change(runs[name], runs[f"{task}_only"], task) for task in UPSTREAM if f"{task}_only" in runs]
+
+    def answer(needed: Sequence[str], checks: Sequence[bool]) -> str:
+        if any(regime not in plan.regimes for regime in needed):
+            return "not asked by this plan"
+        if any(len(runs.get(regime, [])) < len(plan.seeds) for regime in (name, *needed)):
+            return "open, as runs are missing"
+        return YES if all(checks) else NO
+
+    return {
+        "above both kinds of transfer learning": answer(BASELINES, [(name, base) in above for base in bases]),
+        "its gain is largest on the tail": answer(BASELINES, [own.over_seeds.low > 0 for own in tails]),
+        "upstream sets keep their accuracy": answer(alone, [own.over_seeds.low > -MARGIN for own in kept]),
+    }
+
+
+def compared(regime: Sequence[Record], baseline: Sequence[Record], column: str) -> Difference:
+    """Of AVA's mAP, or its part over head, mid or tail, on the seeds that both have."""
+    ours, theirs = paired(regime, baseline)
+    part = "all" if column == "mAP" else column
+    draws = [[run["resamples"]["mAP"][part] for run in side] for side in (ours, theirs)]
+    scores = [[final_metric(run, DOWNSTREAM, column) for run in side] for side in (ours, theirs)]
+    return difference(scores[0], scores[1], (draws[0], draws[1]))
+
+
+def tail_gain(regime: Sequence[Record], baseline: Sequence[Record]) -> Difference:
+    """By seed: the mean gain in AP over tail classes, less the mean gain over all other classes."""
+    ours, theirs = paired(regime, baseline)
+    return difference([_tail_less_rest(run) for run in ours], [_tail_less_rest(run) for run in theirs])
+
+
+def _tail_less_rest(run: Record) -> float:
+    parts = part_masks(run)
+    rest = [name for name in parts["all"] if name not in parts["tail"]]
+    return mean_ap(run, parts["tail"]) - mean_ap(run, rest)
+
+
+def upstream_change(regime: Sequence[Record], alone: Sequence[Record], task: str) -> Difference:
+    """Of an upstream set's top-1, against training on that set alone, on the seeds that both have."""
+    ours, theirs = paired(regime, alone)
+    scores = [[final_metric(run, task, "top1") for run in side] for side in (ours, theirs)]
+    return difference(scores[0], scores[1])
+
+
+def points(own: Difference) -> str:
+    """A difference of shares in points, with half of its interval."""
+    mean = own.over_seeds
+    if math.isnan(mean.value):
+        return "-"
+    return f"{100 * mean.value:+.1f}" + ("" if math.isnan(mean.half) else f" ± {100 * mean.half:.1f}")
