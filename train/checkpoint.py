@@ -24,9 +24,7 @@ from train.checkpoint_files import (
     damage,
     read_state,
     step_folders,
-    sync_folder,
     whole_checkpoints,
-    write_atomically,
     write_part,
 )
 from train.ema import EMA_FILE, WeightAverage
@@ -34,6 +32,7 @@ from train.engine import Engine
 from train.launch import Rank
 from train.optim_state import optimizer_file
 from train.recipe import Recipe, dump_recipe
+from train.whole_files import sync_folder, write_atomically
 
 T = TypeVar("T")
 

@@ -1,6 +1,5 @@
 """The files of a checkpoint: writing a process's part, state.json, what is damaged, and which checkpoints there are."""
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -184,24 +183,3 @@ def find_weights(path: str | Path) -> Path:
         if whole:
             return whole[-1]
     raise UserError(f"no checkpoint at {path}: give a run's folder, or a folder that holds model.safetensors")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file that is there whole or not at all, also after a power cut."""
-    temporary = path.with_name(f"{path.name}.partial")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Brings a folder's entries to the disk, where its file system knows how to."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -13,11 +13,12 @@ from data.shards import ShardSet
 from train.ava_classes import frequency_masks, group_masks
 from train.ava_inputs import manifest_counts
 from train.breakdown import Breakdown, box_recall, class_recall, number_or_null
-from train.checkpoint_files import read_state, write_atomically
+from train.checkpoint_files import read_state
 from train.confusion import Confusion
 from train.evaluators import Result
 from train.frame_map import DEFAULT_PROTOCOL
 from train.tasks import Task
+from train.whole_files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

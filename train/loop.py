@@ -15,7 +15,6 @@ from data.batch import Batch, Substitute
 from data.errors import UserError
 from data.mixture import StepPlan
 from data.order import make_key
-from train.checkpoint_files import write_atomically
 from train.ema import WeightAverage
 from train.engine import Engine
 from train.gradients import GradientProbe
@@ -25,6 +24,7 @@ from train.recipe import Recipe
 from train.run_log import RunLog
 from train.skipped import SkippedSteps
 from train.tasks import Task
+from train.whole_files import write_atomically
 
 BUDGET_FLOOR = 1000
 """The share of bad clips is taken of at least so many, so that an early one does not end a run."""

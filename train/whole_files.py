@@ -1,5 +1,6 @@
-"""Result files that are there whole or not at all. What must outlast a power cut is for `write_atomically`."""
+"""Files that are there whole or not at all: results, and with `write_atomically` what must outlast a power cut too."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,3 +25,22 @@ def whole_text(path: Path) -> Iterator[TextIO]:
     """A file of UTF-8 text that takes its place once all of it is written; line ends are written as they are given."""
     with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         yield file
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file of UTF-8 text that is there whole or not at all, also after a power cut."""
+    with whole_text(path) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Brings a folder's entries to the disk, where its file system knows how to."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

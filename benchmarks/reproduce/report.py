@@ -27,8 +27,8 @@ from benchmarks.reproduce.protocol import (
 from benchmarks.reproduce.records import PARTS, Record, final_metric, mean_ap, part_masks, tuned_score
 from benchmarks.reproduce.trials import chosen_settings
 from data.errors import UserError
-from train.checkpoint_files import write_atomically
 from train.run_log import duration
+from train.whole_files import write_atomically
 
 COLUMNS = ("mAP", *PARTS)
 Differences = dict[tuple[str, str], dict[str, Difference]]

@@ -31,8 +31,9 @@ from benchmarks.reproduce.protocol import (
 from benchmarks.reproduce.records import Record, headline, read_curves, read_record, read_resamples, read_test
 from data.errors import UserError
 from data.recipe_files import PROJECT
-from train.checkpoint_files import read_state, write_atomically
+from train.checkpoint_files import read_state
 from train.run_log import duration
+from train.whole_files import write_atomically
 
 CLIPS_A_SECOND = 100.0
 """Of one job on a core of the machine that docs/reproduce.md names: what the first estimate goes by."""

@@ -48,8 +48,9 @@ from data.errors import UserError
 from data.schedule import Schedule
 from models import create_model
 from tests.tiny_shards import make_classification_set, make_localisation_set
-from train.checkpoint_files import State, write_atomically
+from train.checkpoint_files import State
 from train.recipe import load_recipe
+from train.whole_files import write_atomically
 
 MIXED = [name for name, regime in REGIMES.items() if set(regime.seen(20, 0)) == set(TASKS)]
 PLAN = Plan("small", 20, (0, 1, 2), (CORE, ("kinetics_only",)), tuned=True)

@@ -22,10 +22,11 @@ from tests.dist import free_port
 from tests.range_server import RangeServer
 from tests.tiny_shards import make_classification_set, make_localisation_set
 from train import main
-from train.checkpoint_files import read_state, whole_checkpoints, write_atomically
+from train.checkpoint_files import read_state, whole_checkpoints
 from train.launch import Rank
 from train.recipe import PROJECT, load_recipe
 from train.tasks import open_tasks
+from train.whole_files import write_atomically
 
 BIN = Path(sys.executable).parent
 MAIN = str(PROJECT / "train" / "main.py")

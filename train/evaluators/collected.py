@@ -1,6 +1,5 @@
 """What an evaluation has seen so far: arrays in memory and, so that it can go on after an interruption, on disk."""
 
-import os
 import sys
 import time
 import uuid
@@ -11,6 +10,7 @@ from types import TracebackType
 import numpy as np
 
 from train.launch import Rank, file_problem
+from train.whole_files import whole_file
 
 Arrays = dict[str, np.ndarray]
 """Columns by name. `example` int64 has the numbers of the examples that they are about."""
@@ -60,12 +60,9 @@ class Collected:
         if self._folder is None or not self._unwritten:
             return
         path = self._folder / f"{uuid.uuid4().hex}.npz"
-        partial = path.with_suffix(".partial")
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
+            with whole_file(path) as partial, partial.open("wb") as file:
                 np.savez(file, allow_pickle=False, **self._joined(self._unwritten))
-            os.replace(partial, path)
         except OSError as error:
             # The evaluation itself needs none of it.
             print(f"note: what is done cannot be kept for an interruption: {file_problem(error)}", file=sys.stderr)
