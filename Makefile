@@ -9,7 +9,7 @@ RAW := demo/raw
 SHARDS := demo/shards
 RUN := demo/run
 SEED ?= 0
-# The newest Python of the supported ones that really starts.
+# The first Python of the supported ones that really starts.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 # What an installation depends on; a change of it installs again.
@@ -21,7 +21,7 @@ help:
 	@echo "make test    set-up, then all tests"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   all benchmarks, each a table against peers; minutes each (BENCH=loader: one of benchmarks/)"
-	@echo "make reproduce   co-finetuning against transfer learning, with a report; hours, goes on where it was (QUICK=1: 15 minutes)"
+	@echo "make reproduce   co-finetuning against transfer learning, with a report; hours, goes on where it was (QUICK=1: 11 minutes)"
 	@echo "make clean   removes the demo's files (demo/), not .venv"
 
 setup:

@@ -74,6 +74,15 @@ def load_views(task: TaskData, example: int, time: int, spaces: Sequence[int]) -
     return _Source(task, example).load(lambda source: source.evaluate(time, spaces))
 
 
+def load_record(task: TaskData, example: int) -> Keyframe:
+    """The keyframe of one example of a localisation task; no video is read.
+
+    Raises:
+        BadSample: the sample cannot be read, or its record is bad.
+    """
+    return _Source(task, example).load(lambda source: source.record())
+
+
 def load_keyframe(task: TaskData, example: int) -> tuple[Keyframe, np.ndarray]:
     """The keyframe of one example of a localisation task, and its frame as it was packed: uint8 [H, W, 3], RGB.
 
@@ -102,7 +111,7 @@ class _Source:
 
     def train(self, rng: np.random.Generator) -> Example:
         localised = self.task.kind == "localisation"
-        keyframe = self._keyframe() if localised else None
+        keyframe = self.record() if localised else None
         label = -1 if localised else class_label(self.sample, self.classes)
         if keyframe is None and label < 0:
             raise SampleError("has no label to train on")
@@ -122,7 +131,7 @@ class _Source:
 
     def evaluate(self, time: int, spaces: Sequence[int]) -> list[Example]:
         localised = self.task.kind == "localisation"
-        keyframe = self._keyframe() if localised else None
+        keyframe = self.record() if localised else None
         label = torch.tensor(-1 if localised else class_label(self.sample, self.classes))
         indices = self._indices(keyframe, None, time)
         # One view alone may be cut in the decoder; several come from the same frames.
@@ -149,11 +158,11 @@ class _Source:
         return examples
 
     def keyframe(self) -> tuple[Keyframe, np.ndarray]:
-        found = self._keyframe()
+        found = self.record()
         frames = decode(self._video(), np.array([found.frame]), self.frames)
         return found, frames[0].permute(1, 2, 0).contiguous().numpy()
 
-    def _keyframe(self) -> Keyframe:
+    def record(self) -> Keyframe:
         item = int(self.task.shards.index[self.example]["item"])
         return read_keyframe(self.sample, item, self.task.shards.dense)
 

@@ -106,9 +106,10 @@ def make_localisation_set(
     keyframes: int = 2,
     shards: int = 2,
     frames: int = 38,
+    proposals: bool = True,
 ) -> ShardSet:
     """Samples of `keyframes` keyframes, each with the sample's one red box (class: sample number, over the classes)
-    and two proposals: that box with score 0.95, and the whole frame with score 0.3."""
+    and two proposals, or none: that box with score 0.95, and the whole frame with score 0.3."""
     entries = []
     for number in range(samples):
         # A multiple of 1/16 lies on the pixel grid of 128 x 96.
@@ -129,7 +130,7 @@ def make_localisation_set(
                     "boxes": [box],
                     "labels": [[class_ids[number % len(class_ids)]]],
                     "person_ids": [number],
-                    "proposals": [[*box, 0.95], [0.0, 0.0, 1.0, 1.0, 0.3]],
+                    "proposals": [[*box, 0.95], [0.0, 0.0, 1.0, 1.0, 0.3]] if proposals else [],
                 }
                 for item in range(keyframes)
             ],

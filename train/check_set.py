@@ -1,14 +1,19 @@
-"""Looks at the files of a shard set before a run: what is missing or cut short is told now and not hours later."""
+"""Looks at a shard set before a run: what is missing or cut short is told now and not hours later."""
 
+import contextlib
+import dataclasses
 import os
 
 import numpy as np
 
 from data.errors import UserError
+from data.load import BadSample, TaskData, load_record
 from data.shards import ShardSet
 from data.storage import is_remote, local_path
 
 SHOWN = 3
+LOOKED_AT = 32
+"""Keyframes of a validation set that are asked for detected boxes."""
 ROWS = 2**18
 """Rows of an index that are looked at together: an index of millions of rows is shared memory only as long as it is a
 map."""
@@ -51,6 +56,33 @@ def check_set(where: str, shards: ShardSet, max_bad_share: float) -> str | None:
             f"{damage}, more than max_bad_share={max_bad_share} allows: {told}; copy them again, or pack again"
         )
     return f"{damage}: {told}; up to {lost} of {len(shards)} examples cannot be read"
+
+
+def check_boxes(where: str, data: TaskData) -> None:
+    """Looks at some keyframes of a validation set for boxes to classify: a set that was packed without proposals would
+    be evaluated in full, to an mAP of 0.
+
+    Raises:
+        UserError: none of them has a detected box, though some have ground truth.
+    """
+    if data.view.eval_boxes != "proposals":
+        return
+    # Behind a URL the records alone are read.
+    data = dataclasses.replace(data, shards=data.shards.by_range())
+    chosen = np.unique(np.linspace(0, len(data.shards) - 1, LOOKED_AT).astype(int))
+    people = 0
+    for example in chosen.tolist():
+        with contextlib.suppress(BadSample):  # evaluation counts these
+            keyframe = load_record(data, example)
+            if len(keyframe.proposals):
+                return
+            people += len(keyframe.boxes)
+    if people:
+        raise UserError(
+            f"{where}={data.shards.prefix}: none of {len(chosen)} keyframes that were looked at has detected boxes,"
+            " which evaluation classifies: pack the set with --proposals FILE, or set"
+            f" tasks.{data.name}.view.eval_boxes=groundtruth"
+        )
 
 
 def _check_index(where: str, shards: ShardSet) -> None:

@@ -16,7 +16,7 @@ from data.schedule import NodeShare
 from data.shard_cache import GB, ShardCache
 from data.shards import ClassInfo, ShardSet
 from data.storage import is_remote
-from train.check_set import check_set
+from train.check_set import check_boxes, check_set
 from train.recipe import Recipe, TaskRecipe, load_recipe, view_config
 
 
@@ -54,8 +54,9 @@ def open_tasks(
     """Opens the training and the validation shards of all tasks of a recipe.
 
     Args:
-        check: also look at every tar and index row (see `check_set`), and warn on stderr of what is damaged. One rank
-            is enough: a thousand that ask for the size of ten thousand files bring a file system to its knees.
+        check: also look at every tar and index row (see `check_set`), warn on stderr of what is damaged, and see that
+            there are boxes to evaluate. One rank is enough: a thousand that ask for the size of ten thousand files
+            bring a file system to its knees.
         node: the ranks of this machine, which share its cache of remote shards; None: all ranks.
 
     Raises:
@@ -73,6 +74,8 @@ def open_tasks(
             warning = check_set(f"tasks.{task.name}.{key}", data.shards, recipe.max_bad_share) if data else None
             if warning is not None:
                 print(f"warning: {warning}", file=sys.stderr, flush=True)
+        if task.val is not None and task.val.kind == "localisation":
+            check_boxes(f"tasks.{task.name}.val_shards", task.val)
     if cache is not None and recipe.cache.whole_shards:
         _check_room(tasks, recipe, cache, node or NodeShare())
     return tasks

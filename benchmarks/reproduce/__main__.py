@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--quick",
         action="store_true",
-        help="the small world, three regimes, two seeds, no tuning: 15 minutes on 2 cores",
+        help="the small world, three regimes, two seeds, no tuning: 11 minutes on 2 cores",
     )
     shown = "trainings at a time (default: one on a GPU, else one per CPU core)"
     add("--jobs", type=int, metavar="N", help=shown)

@@ -122,6 +122,16 @@ def test_proposals_below_the_threshold_do_not_count_and_ground_truth_can_take_th
     assert evaluate_all(ByPlace(), tasks_of(recipe)[1:], ALONE, recipe)["people/mAP"] == 1.0
 
 
+def test_a_set_without_proposals_is_told_before_it_is_evaluated(tmp_path):
+    make_classification_set(tmp_path, "clips", "val")
+    make_localisation_set(tmp_path, "people", "val", proposals=False)
+    with pytest.raises(
+        UserError, match=r"none of 8 keyframes .* --proposals FILE, or set tasks.people.view.eval_boxes"
+    ):
+        tasks_of(recipe_of(tmp_path))
+    assert tasks_of(recipe_of(tmp_path, "tasks.people.view.eval_boxes=groundtruth"))
+
+
 def test_a_limit_takes_examples_from_all_over_the_set(world):
     recipe = recipe_of(world)
     results = evaluate_tasks(ByPlace(), tasks_of(recipe), ALONE, recipe, limit=3)
