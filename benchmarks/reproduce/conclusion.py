@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from benchmarks.reproduce.intervals import Difference, difference, holm, paired
-from benchmarks.reproduce.protocol import BASELINES, CANDIDATES, DOWNSTREAM, REGIMES, UPSTREAM, Plan
+from benchmarks.reproduce.protocol import BASELINES, CANDIDATES, CONTROL, DOWNSTREAM, REGIMES, UPSTREAM, Plan
 from benchmarks.reproduce.records import Record, final_metric, mean_ap, part_masks
 
 ALPHA = 0.05
@@ -28,17 +28,27 @@ def conclude(runs: Runs, plan: Plan) -> str:
     }
     if not named:
         return "None of the comparisons that were named before the runs has its runs yet."
-    p_values = dict(zip(named, holm([own.p for own in named.values()]), strict=True))
+    asked = sum(name in plan.regimes and base in plan.regimes for name in CANDIDATES for base in BASELINES)
+    p_values = dict(zip(named, holm([own.p for own in named.values()], asked), strict=True))
     above = {pair for pair, own in named.items() if p_values[pair] < ALPHA and own.over_seeds.value > 0}
     lines = []
     for (name, base), own in named.items():
         p = p_values[name, base]
         verdict = "is above" if (name, base) in above else "is below" if p < ALPHA else "is not clearly apart from"
+        if own.over_seeds.n < len(plan.seeds):
+            verdict = "against"  # no verdict before all runs are there
         lines.append(
             f"- **{REGIMES[name].title}** {verdict} {REGIMES[base].title}: {points(own)} points of mAP over "
             f"{own.over_seeds.n} seeds, p = {p:.2g}. Its gain on tail classes less that on the others: "
             f"{points(tail_gain(runs[name], runs[base]))}."
         )
+    for base in BASELINES if CONTROL in runs else ():
+        if base in runs:
+            worth = compared(runs[base], runs[CONTROL], "mAP")
+            lines.append(
+                f"- What upstream sets are worth to {REGIMES[base].title}: {points(worth)} points of mAP over training"
+                " on AVA alone with as many clips of it (not a comparison that was named)."
+            )
     lines.append("")
     goals = {REGIMES[name].title: _goal(name, runs, above, plan) for name in CANDIDATES if name in runs}
     for title, parts in goals.items():
@@ -49,7 +59,7 @@ def conclude(runs: Runs, plan: Plan) -> str:
     lines.append(f"- Goal as a whole, all parts by one schedule: **{whole}**.")
     lines += [
         "",
-        f"p: paired t test, corrected for {len(named)} comparisons after Holm; clear is below {ALPHA}. The other parts",
+        f"p: paired t test, corrected for {asked} comparisons after Holm; clear is below {ALPHA}. The other parts",
         "of the goal go by 95 % intervals over seeds: the gain on the tail less that on the others is to be above 0,",
         "over both baselines, and an upstream set's accuracy less that of training on the set alone above",
         f"{-100 * MARGIN:.0f} points.",

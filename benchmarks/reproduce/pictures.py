@@ -19,6 +19,7 @@ COLOURS = {
     "weighted": SKY,
     "accumulate": BLUE,
     "ava_only": GREY,
+    "ava_as_often": "#404040",
     "alternating": GREEN,
     "uniform": PURPLE,
 }

@@ -24,7 +24,7 @@ ROUND = {**dict.fromkeys(UPSTREAM, 16), DOWNSTREAM: 32}
 """Clips of a round. The schedules that train one task a step by its share take STEP clips a step of any task."""
 STEP = 16
 LEARNING_RATES = (1e-3, 2e-3, 4e-3)
-BEYOND = 2
+BEYOND = 4
 """Rates at most that are tried beyond these, by factors of 2, while the best one is at an edge."""
 AVA_RATE = 0.25
 """AVA's learning rate over that of the other sets, in the last trial of a regime that has both."""
@@ -136,6 +136,7 @@ REGIMES = {
     regime.name: regime
     for regime in (
         Regime("ava_only", "AVA only", (_alone(DOWNSTREAM, sum(ROUND.values())),)),
+        Regime("ava_as_often", "AVA only, its clips of a mixture", (_alone(DOWNSTREAM, ROUND[DOWNSTREAM]),)),
         Regime("transfer", "transfer, set after set", (_one_at_a_time("task_by_task", per_stage=True),)),
         Regime(
             "transfer_joint",
@@ -153,6 +154,8 @@ REGIMES = {
 }
 BASELINES = ("transfer", "transfer_joint")
 """(b): as the issue of the paper has it in one run, and with all upstream sets mixed, which forgets less."""
+CONTROL = "ava_as_often"
+"""What a baseline is worth: transfer that is no better than this has nothing to transfer."""
 CANDIDATES = ("weighted", "accumulate")
 """(c) and (d): the comparisons that were named before the runs are of these two with each of BASELINES."""
 
@@ -199,7 +202,7 @@ class Plan:
 WORLD_SEED = 0
 UNTUNED = Setting(2e-3)
 """The toy recipe's."""
-CORE = ("transfer", "transfer_joint", "weighted", "accumulate", "ava_only")
+CORE = ("transfer", "transfer_joint", "weighted", "accumulate", "ava_only", "ava_as_often")
 FULL = Plan("full", 600, (0, 1, 2, 3, 4), (CORE, tuple(name for name in REGIMES if name not in CORE)), tuned=True)
 QUICK = Plan("small", 240, (0, 1), (CORE[1:4],), tuned=False)
 

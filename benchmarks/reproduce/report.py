@@ -90,8 +90,8 @@ def _origin(plan: Plan, records: Sequence[Record], runs: dict[str, list[Record]]
         f"where sets are mixed {own:,} of AVA. Toy world: {plan.size}. Seeds: {', '.join(map(str, plan.seeds))}.",
         f"Machine: {_counted(machines)}. Commit: {_counted(commits)}.",
         "",
-        "Mean ± half of the 95 % interval over seeds (Student's t). Intervals over seeds and movies are percentiles of",
-        "draws of both. None of them says what another training world would change.",
+        "Mean ± half of the 95 % interval over seeds (Student's t). Intervals over seeds and movies add the",
+        "variance over draws of the test movies. None of them says what another training world would change.",
     ]
     first = next((run for own in runs.values() for run in own if DOWNSTREAM in run["test"]), None)
     if first is not None:

@@ -176,8 +176,11 @@ def test_differences_are_paired_by_seed_and_by_draw():
     assert own.each == pytest.approx((0.02, 0.01, 0.03))
     assert own.over_seeds.value == pytest.approx(0.02)
     assert own.p == pytest.approx(stats.ttest_1samp(own.each, 0).pvalue)
-    # The draws are compared one by one: never 0.5 with 0.1.
-    assert own.over_both == pytest.approx((0.2 + 0.025 * 0.1, 0.3 - 0.025 * 0.1))
+    # The draws are compared one by one: 0.3 with 0.1, 0.5 with 0.2. Their variance is added to that over seeds.
+    error = math.hypot(0.01 / math.sqrt(3), np.std([0.2, 0.3], ddof=1))
+    low, high = stats.t.interval(0.95, 2, loc=0.02, scale=error)
+    assert own.over_both == pytest.approx((low, high))
+    assert math.isnan(difference(ours, theirs).over_both[0])
     with pytest.raises(ValueError):
         difference([1.0], [1.0, 2.0])
 
@@ -186,6 +189,8 @@ def test_holms_correction():
     # By hand: 0.01 x 4, 0.02 x 3, then 0.025 x 2 which must not fall below what came before, and 0.5 x 1.
     assert holm([0.025, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
     assert math.isnan(holm([float("nan"), 0.01])[0])
+    # Of comparisons that are still to come each counts as well.
+    assert holm([0.02, 0.01], 4) == pytest.approx([0.06, 0.04])
 
 
 class Pretender(Laboratory):
@@ -239,7 +244,7 @@ def test_the_report_says_what_the_records_say(tmp_path, capsys):
     records = lab.records_found()
     # The pretended best rate is 8e-3, one beyond those that all try; then 1.6e-2, the other schedule, AVA's own rate.
     mixed = [name for name in PLAN.regimes if REGIMES[name].has_ava_beside_others]
-    assert set(PLAN.regimes) - set(mixed) == {"ava_only", "kinetics_only"}
+    assert set(PLAN.regimes) - set(mixed) == {"ava_only", "ava_as_often", "kinetics_only"}
     assert len(records) == len(PLAN.regimes) * (len(LEARNING_RATES) + 3 + 3) + len(mixed)
     assert chosen_settings(records) == dict.fromkeys(PLAN.regimes, Setting(8e-3))
     told = write_report(tmp_path, PLAN, records, "a command")
@@ -313,7 +318,12 @@ def test_the_goal_is_one_of_three_parts():
     # One baseline that is as good is enough against it.
     text = told(good, transfer_joint=good)
     assert above.format("no") in own(text) and f"{whole}not reached" in text
-    # Nothing is reached while runs are missing.
+    # Nothing is reached while runs are missing, nor is there any verdict.
+    some = {name: [scored(name, seed) for seed in (0, 1)] for name in GOALS.regimes}
+    some["accumulate"] = [scored("accumulate", seed, **good) for seed in (0, 1)]
+    text = conclude(some, GOALS)
+    assert f"{title}** against" in text and "is above" not in text and "corrected for 4 comparisons" in text
+    assert above.format("open, as runs are missing") in own(text)
     text = told(good, missing="ssv2_only")
     assert above.format("yes") in own(text) and kept.format("open, as runs are missing") in own(text)
     assert f"{whole}still open" in text
@@ -359,7 +369,9 @@ def test_the_search_of_a_rate_goes_on_beyond_an_edge_and_ends():
     assert beyond(below, "transfer") == Setting(5e-4)
     assert beyond([*below, *trials((5e-4, 0.2))], "transfer") is None
     assert beyond([*below, *trials((5e-4, 0.4))], "transfer") == Setting(2.5e-4)
-    assert beyond([*below, *trials((5e-4, 0.4), (2.5e-4, 0.5))], "transfer") is None
+    ever = [(5e-4, 0.4), (2.5e-4, 0.5), (1.25e-4, 0.6), (6.25e-5, 0.7)]
+    assert beyond([*below, *trials(*ever[:-1])], "transfer") == Setting(6.25e-5)
+    assert beyond([*below, *trials(*ever)], "transfer") is None
     assert beyond(trials((1e-3, 0.1), (2e-3, 0.2), (4e-3, 0.3)), "transfer") == Setting(8e-3)
 
 
