@@ -14,6 +14,8 @@ from itertools import accumulate, pairwise, repeat
 from multiprocessing.connection import Connection, wait
 from typing import Generic, TypeVar
 
+from data.errors import UserError
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -26,6 +28,10 @@ class Lost:
 
     timeout: bool = False
     error: str = ""
+
+
+class StopRunError(UserError):
+    """Raised by the function that workers run where it is not the task that is at fault: no other would fare better."""
 
 
 def run_ordered(
@@ -45,6 +51,9 @@ def run_ordered(
         limit_s: seconds that a call may take; its worker is killed then.
         batches: how many tasks go into each call, in turn, the sum being all of them; None for one each. The tasks of
             a call that was lost are tried again one by one.
+
+    Raises:
+        StopRunError: a call has raised it.
     """
     ends = list(accumulate(repeat(1, len(tasks)) if batches is None else batches))
     assert (ends[-1] if ends else 0) == len(tasks)
@@ -60,6 +69,8 @@ def run_ordered(
             for worker in _ready(pool):
                 answer = worker.receive()
                 first, end = worker.chunk
+                if isinstance(answer, StopRunError):
+                    raise answer
                 if not isinstance(answer, Lost):
                     results.update(zip(range(first, end), answer, strict=True))
                 elif end - first == 1:
@@ -95,12 +106,12 @@ class _Worker(Generic[T, R]):
         with contextlib.suppress(BrokenPipeError):
             self.pipe.send(tasks[slice(*chunk)])
 
-    def receive(self) -> Sequence[R] | Lost:
+    def receive(self) -> Sequence[R] | Lost | StopRunError:
         """The answer that is there, or Lost from a worker that has died or is past its time."""
         self.busy = False
         try:
             if self.pipe.poll():
-                answer: Sequence[R] | Lost = self.pipe.recv()
+                answer: Sequence[R] | Lost | StopRunError = self.pipe.recv()
                 return answer
             lost = Lost(timeout=True)
         except (EOFError, OSError):
@@ -155,5 +166,7 @@ def _serve(function: Callable[[Sequence[T]], Sequence[R]], pipe: Connection, par
             return
         try:
             pipe.send(function(tasks))
+        except StopRunError as error:
+            pipe.send(error)
         except Exception as error:  # noqa: BLE001 - one bad task must not stop the run; the error is its result
             pipe.send(Lost(error=f"{type(error).__name__}: {error}"))
