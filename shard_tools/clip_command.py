@@ -2,9 +2,11 @@
 
 import math
 import shutil
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 
 from shard_tools.source_video import Source
 
@@ -181,4 +183,18 @@ def _seconds(value: Fraction) -> str:
 def _die_with_parent() -> list[str]:
     """util-linux's setpriv has the kernel end FFmpeg with the worker that started it, even one killed outright."""
     setpriv = shutil.which("setpriv")
-    return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
+    if not setpriv:
+        return []
+    command = (setpriv, "--pdeathsig", "KILL", "--")
+    return list(command) if _starts(command) else []
+
+
+@cache
+def _starts(command: tuple[str, ...]) -> bool:
+    """Whether a command that runs others does so; it is tried once. An older setpriv (RHEL 8) knows no --pdeathsig, and
+    every clip would fail."""
+    try:
+        done = subprocess.run([*command, "true"], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    except OSError:
+        return False
+    return done.returncode == 0

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 from data.errors import UserError
 from data.shards import ClassInfo
@@ -39,14 +38,15 @@ def classification_plan(
     uncut: list[tuple[Item, float]] = []
     asked: Counter[int] = Counter()
     for clip in clips:
-        found = files.find(clip.stems, clip.folders)
-        if found is None:
+        match = files.match(clip.stems, clip.folders)
+        if match is None:
             lost.append(Failure(clip.listed, "missing"))
             asked.update(_ids(clip))
             continue
+        stem, found = match
         name = None if clip.label is None else classes[clip.label].name
         fields = {"dataset": arguments.dataset, "label": clip.label, "class_name": name}
-        bare = clip.uncut if clip.uncut and clip.uncut[0] == Path(found).stem else None
+        bare = clip.uncut if clip.uncut and clip.uncut[0] == stem else None
         this = (found, clip.label, bare[1] if bare and whole_videos else 0.0)
         if this in seen:
             repeated += 1

@@ -19,7 +19,8 @@ writes:
   OUT/{dataset}-{split}.failures.jsonl     what was lost: {"source", "reason", "detail", "examples"} a line
 Stopped in any way, the same command goes on where it was; where all is packed it does nothing.
 The same input gives the same bytes, whatever --workers and --part are.
-exit: 0 packed, losses within --max-failures; 1 more lost than that; 2 bad arguments or annotations; 130 interrupted
+exit: 0 packed, losses within --max-failures; 1 more lost than that; 2 bad arguments or annotations, or the storage of
+the videos fails; 130 interrupted
 """
 
 

@@ -24,6 +24,7 @@ from shard_tools.items import Item
 from shard_tools.part_store import PartStore, ShardRecord, atomic_file
 from shard_tools.source_video import Source, probe
 from shard_tools.spool import Packed, Spool
+from shard_tools.storage import require_storage
 from shard_tools.stream_copy import copy_stream
 from shard_tools.transcode import Clip, transcode
 from shard_tools.workers import Lost, run_ordered
@@ -73,6 +74,7 @@ def pack(
 
     Raises:
         FileNotFoundError: another process has finished the set meanwhile, and has removed the folder of parts.
+        StopRunError: the storage of the videos fails.
     """
     if store.plan.runs:
         return _pack_runs(store, shards, options, progress)
@@ -127,7 +129,11 @@ def pack_run(settings: VideoSettings, items: Sequence[Item]) -> list[Packed | Fa
 
 
 def pack_items(settings: VideoSettings, items: Sequence[Item], read_once: bool = False) -> list[Packed | Failure]:
-    """Makes the samples of some items; what happens to one does not touch the others."""
+    """Makes the samples of some items; what happens to one does not touch the others.
+
+    Raises:
+        StopRunError: one cannot be made because the storage of the videos fails.
+    """
     results: dict[int, Packed | Failure] = {}
     jobs: dict[int, Job] = {}
     for number, item in enumerate(items):
@@ -158,6 +164,8 @@ def _sample(item: Item, source: Source, clip: Clip | Unpackable) -> Packed | Fai
 
 
 def _failure(item: Item, error: Unpackable, source: Source | None = None) -> Failure:
+    # Whatever the reason reads like: FFmpeg has but words for a file that it cannot open, and its errors look alike.
+    require_storage(item.path, item.source)
     # Of a part of a movie the length is not told: it would be that of the movie.
     seconds = source.seconds if source and source.seconds and not item.is_part else 0.0
     return Failure(item.source, error.reason, error.detail, item.examples, round(seconds, 3))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from shard_tools.failures import Unpackable
+from shard_tools.storage import stop_for_storage
 
 MAX_RATE = 60.5
 _STANDARD_RATES = [Fraction(r) for r in (8, 10, 12, 15, 16, 20, 24, 25, 30, 48, 50, 60)] + [
@@ -65,7 +66,8 @@ def probe(path: str, max_pixels: int) -> Source:
     """Reads the header of a video file.
 
     Raises:
-        Unpackable: empty file, unreadable, no video stream, or too large.
+        Unpackable: missing, empty file, unreadable, no video stream, or too large.
+        StopRunError: the storage fails that it is on.
     """
     # Here and not above: torch takes seconds to import, and `--help` does not need it.
     from torchcodec.decoders import VideoDecoder
@@ -137,6 +139,7 @@ def check_container(path: str) -> str:
 
     Raises:
         Unpackable: missing, empty file, unreadable.
+        StopRunError: the storage fails that it is on.
     """
     try:
         with open(path, "rb") as file:
@@ -144,6 +147,7 @@ def check_container(path: str) -> str:
     except FileNotFoundError:
         raise Unpackable("missing", "the file has gone") from None
     except OSError as error:
+        stop_for_storage(path, error)
         raise Unpackable("unreadable", error.strerror or type(error).__name__) from None
     if not head:
         raise Unpackable("empty file")

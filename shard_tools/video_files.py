@@ -79,11 +79,16 @@ class VideoFiles:
         Among several, one in a folder named as in `near` (spaces and underscores alike), then one with a usual
         extension of videos, then the first by name.
         """
+        match = self.match(stems, near)
+        return match and match[1]
+
+    def match(self, stems: Sequence[str], near: Sequence[str] = ()) -> tuple[str, str] | None:
+        """As `find`, with the stem ahead of the path: the path does not say it, where a file has two extensions."""
         wanted = {_fold(name) for name in near if name}
         for stem in stems:
             names = self._by_stem.get(stem)
             if names:
-                return max(names, key=lambda name: len(wanted & {_fold(part) for part in name.split("/")[:-1]}))
+                return stem, max(names, key=lambda name: len(wanted & {_fold(part) for part in name.split("/")[:-1]}))
         return None
 
     def clips(self, video: str) -> list[tuple[float, float, str]]:

@@ -14,6 +14,8 @@ from itertools import accumulate, pairwise, repeat
 from multiprocessing.connection import Connection, wait
 from typing import Generic, TypeVar
 
+from data.errors import UserError
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -26,6 +28,10 @@ class Lost:
 
     timeout: bool = False
     error: str = ""
+
+
+class StopRunError(UserError):
+    """Raised by the function that workers run where it is not the task that is at fault: no other would fare better."""
 
 
 def run_ordered(
@@ -45,6 +51,9 @@ def run_ordered(
         limit_s: seconds that a call may take; its worker is killed then.
         batches: how many tasks go into each call, in turn, the sum being all of them; None for one each. The tasks of
             a call that was lost are tried again one by one.
+
+    Raises:
+        StopRunError: a call has raised it, or worker after worker dies before it takes a task.
     """
     ends = list(accumulate(repeat(1, len(tasks)) if batches is None else batches))
     assert (ends[-1] if ends else 0) == len(tasks)
@@ -52,7 +61,7 @@ def run_ordered(
     results: dict[int, R | Lost] = {}
     pool: list[_Worker[T, R]] = []
     window = max(2 * workers * max((end - first for first, end in chunks), default=1), 32)
-    following = 0
+    following = untaken = 0
     try:
         while following < len(tasks):
             while chunks and chunks[0][0] < following + window and (worker := _idle(pool, workers, function)):
@@ -60,7 +69,14 @@ def run_ordered(
             for worker in _ready(pool):
                 answer = worker.receive()
                 first, end = worker.chunk
-                if not isinstance(answer, Lost):
+                untaken = untaken + 1 if answer is None else 0
+                if untaken > 3 * workers:  # each may die once without a task
+                    raise StopRunError("worker processes die before they begin (out of memory?): give fewer --workers")
+                if isinstance(answer, StopRunError):
+                    raise answer
+                if answer is None:
+                    chunks.appendleft(worker.chunk)
+                elif not isinstance(answer, Lost):
                     results.update(zip(range(first, end), answer, strict=True))
                 elif end - first == 1:
                     results[first] = answer
@@ -87,24 +103,31 @@ class _Worker(Generic[T, R]):
         theirs.close()
         self.chunk = (0, 0)
         self.busy = False
+        self.refused = False
         self.deadline = 0.0
 
     def submit(self, tasks: Sequence[T], chunk: tuple[int, int], limit_s: float) -> None:
         self.chunk, self.busy, self.deadline = chunk, True, time.monotonic() + limit_s
         # A worker that has died is noticed when its answer is read.
-        with contextlib.suppress(BrokenPipeError):
+        try:
             self.pipe.send(tasks[slice(*chunk)])
+        except ConnectionError:
+            self.refused = True
 
-    def receive(self) -> Sequence[R] | Lost:
-        """The answer that is there, or Lost from a worker that has died or is past its time."""
+    def receive(self) -> Sequence[R] | Lost | StopRunError | None:
+        """The answer that is there, Lost from a worker that has died or is past its time, or None from one that died
+        before it took its task."""
         self.busy = False
+        lost: Lost | None = None
         try:
             if self.pipe.poll():
-                answer: Sequence[R] | Lost = self.pipe.recv()
+                answer: Sequence[R] | Lost | StopRunError = self.pipe.recv()
                 return answer
             lost = Lost(timeout=True)
+        except ConnectionResetError:  # so Linux says that what was sent had not been read
+            pass
         except (EOFError, OSError):
-            lost = Lost()
+            lost = None if self.refused else Lost()
         self.kill()
         return lost
 
@@ -121,9 +144,12 @@ class _Worker(Generic[T, R]):
 def _idle(
     pool: "list[_Worker[T, R]]", workers: int, function: Callable[[Sequence[T]], Sequence[R]]
 ) -> "_Worker[T, R] | None":
-    for worker in pool:
-        if not worker.busy:
+    for worker in [worker for worker in pool if not worker.busy]:
+        if worker.process.is_alive():
             return worker
+        # Out of memory, the kernel also ends processes that have nothing to do: no fault of the task to come.
+        worker.kill()
+        pool.remove(worker)
     if len(pool) == workers:
         return None
     pool.append(_Worker(function))
@@ -155,5 +181,7 @@ def _serve(function: Callable[[Sequence[T]], Sequence[R]], pipe: Connection, par
             return
         try:
             pipe.send(function(tasks))
+        except StopRunError as error:
+            pipe.send(error)
         except Exception as error:  # noqa: BLE001 - one bad task must not stop the run; the error is its result
             pipe.send(Lost(error=f"{type(error).__name__}: {error}"))

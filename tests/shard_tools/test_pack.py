@@ -101,6 +101,27 @@ def test_clips_are_cut_out_of_whole_videos(world):
     assert world.failures("kinetics-train") == {"a-b_c.mp4": "outside the file"}
 
 
+def test_a_whole_video_with_two_extensions_is_one_too(world):
+    video(world.videos / "film.mkv", counter_source("25"), 20.0, "-g", "250", "-pix_fmt", "yuv420p")
+    (world.videos / "film.mkv").rename(world.videos / "film.mp4.mkv")
+    video(world.videos / "own_000001_000003.mp4", counter_source("25"), 2.0, "-pix_fmt", "yuv420p")
+    (world.videos / "own_000001_000003.mp4").rename(world.videos / "own_000001_000003.mkv.mp4")
+    rows = [f"run,{name},train" for name in ("film,0,3", "film,7,10", "own,1,3")]
+    with pytest.raises(UserError, match=r"film.mp4.mkv has 20 s, its clip 3 s: give --whole-videos"):
+        world.kinetics(rows)
+    assert world.kinetics(rows, "--whole-videos") == 0
+    seen = {
+        key: (read_counter(VideoDecoder(content)[0].numpy()), sample["video"]["frames"])
+        for key, (sample, content) in read_all(world, "kinetics-train").items()
+    }
+    assert seen == {
+        "film_000000_000003": (0, 75),
+        "film_000007_000010": (175, 75),
+        "own_000001_000003": (0, 50),
+    }
+    assert world.shards("kinetics-train").manifest.settings["dropped"] == {}
+
+
 def test_a_clip_that_its_whole_video_does_not_hold_is_a_failure(world):
     whole = video(world.videos / "cut.mkv", counter_source("25"), 20.0, "-g", "25", "-pix_fmt", "yuv420p")
     content = whole.read_bytes()

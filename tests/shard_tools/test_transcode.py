@@ -1,5 +1,7 @@
 """Transcoding: what every packed clip is like, whatever the source was."""
 
+import os
+import shutil
 import subprocess
 from dataclasses import replace
 from fractions import Fraction
@@ -9,7 +11,7 @@ import pytest
 from torchcodec.decoders import VideoDecoder
 
 from data.errors import UserError
-from shard_tools.clip_command import Job, Span, VideoSettings, clip_size
+from shard_tools.clip_command import Job, Span, VideoSettings, clip_command, clip_size
 from shard_tools.failures import Unpackable
 from shard_tools.source_video import probe
 from shard_tools.transcode import prove, require_ffmpeg, transcode
@@ -259,6 +261,22 @@ def test_without_verification_the_record_is_the_same(tmp_path):
     assert prove(trusted.video, Fraction(30), every_frame=False) == trusted
     with pytest.raises(ValueError, match="the frame rate is not 25"):
         prove(trusted.video, Fraction(25), every_frame=False)
+
+
+def test_a_setpriv_that_does_not_know_the_option_is_not_used(tmp_path, monkeypatch):
+    # As that of util-linux 2.32, which RHEL 8 has.
+    old = tmp_path / "bin" / "setpriv"
+    old.parent.mkdir()
+    old.write_text("#!/bin/sh\necho \"setpriv: unrecognized option '$1'\" >&2\nexit 1\n")
+    old.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{old.parent}:{os.environ['PATH']}")
+    assert made(video(tmp_path / "x.mp4")).frames == 15
+
+
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="util-linux is not installed")
+def test_a_setpriv_that_knows_the_option_is_used(tmp_path):
+    command = clip_command([job(video(tmp_path / "x.mp4"))], SETTINGS, ["out.mp4"])
+    assert command[:5] == [shutil.which("setpriv"), "--pdeathsig", "KILL", "--", "ffmpeg"]
 
 
 def test_a_missing_ffmpeg_is_said(monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shard_tools.workers import Lost, run_ordered
+from shard_tools.workers import Lost, StopRunError, run_ordered
 
 
 def double(tasks):
@@ -34,6 +34,10 @@ def start_sleep(tasks):
     Path(tasks[0]).write_text(f"{os.getpid()} {child.pid}")
     child.wait()
     return tasks
+
+
+def worker_of(tasks):
+    return [os.getpid() for _ in tasks]
 
 
 def sizes(tasks, batch):
@@ -78,6 +82,41 @@ def test_a_bad_task_is_lost_alone(bad, lost, batch):
 
 def test_every_task_may_crash():
     assert list(run_ordered(mischief, ["crash"] * 5, 2, 5)) == [Lost()] * 5
+
+
+def test_no_task_goes_to_a_worker_that_died_while_it_had_none():
+    with closing(run_ordered(worker_of, range(9), 1, 10)) as results:
+        first = next(results)
+        os.kill(first, signal.SIGKILL)
+        assert wait_until(lambda: not alive(first))
+        rest = list(results)
+    assert len(rest) == 8 and len(set(rest)) == 1 and first not in rest and Lost() not in rest
+
+
+def test_a_task_that_a_dying_worker_never_took_goes_to_another():
+    with closing(run_ordered(worker_of, range(9), 1, 10)) as results:
+        first = next(results)
+        os.kill(first, signal.SIGSTOP)  # it lives, and does not read what it is sent
+        killer = subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -9 {first}"])
+        rest = list(results)
+        killer.wait()
+    assert len(rest) == 8 and len(set(rest)) == 1 and first not in rest and Lost() not in rest
+
+
+def test_a_large_task_that_a_dying_worker_took_in_part_goes_to_another():
+    with closing(run_ordered(worker_of, [b"", bytes(2**24)], 1, 10)) as results:
+        first = next(results)
+        os.kill(first, signal.SIGSTOP)
+        killer = subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -9 {first}"])
+        (second,) = results
+        killer.wait()
+    assert second not in (first, Lost())
+
+
+def test_workers_that_all_die_before_they_begin_end_the_run(monkeypatch):
+    monkeypatch.setattr(os, "setpgid", lambda *_: os._exit(1))  # the first thing that they do
+    with pytest.raises(StopRunError, match="worker processes die before they begin"):
+        list(run_ordered(double, range(3), 2, 10))
 
 
 def test_closing_early_ends_workers_and_what_they_started(tmp_path):
