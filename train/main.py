@@ -164,6 +164,7 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
             save(done)
         stopped = last and done < recipe.steps  # whoever stops it wants it to end soon: --resume evaluates
         if evaluates(recipe, done) and not stopped:
+            finish(wait=True)  # an evaluation takes long and can fail, which is to cost no checkpoint
             evaluate(done)
         if last:
             finish(wait=True)
