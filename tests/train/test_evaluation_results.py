@@ -13,6 +13,7 @@ import torch
 
 from data.errors import UserError
 from data.shards import ClassInfo
+from models import load_model
 from tests.dist import run_ranks
 from tests.tiny_shards import make_classification_set, make_localisation_set
 from tests.train.test_evaluators import ALONE, ByPlace, recipe_of, save_run, tasks_of
@@ -284,6 +285,35 @@ def test_one_task_after_the_other_is_as_good_as_all_at_once(world, tmp_path, cap
         capsys.readouterr()
         assert list(run_command(run, "--tasks", "clips")) == ["clips"]
         assert "the CSV files of people in" in capsys.readouterr().out
+
+
+def test_what_is_kept_of_other_tasks_outlives_an_evaluation(world, tmp_path, monkeypatch):
+    run, interrupted = tmp_path / "run", BreaksOff(1)
+    save_run(world, run)
+    kept = run / "eval" / "partial"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(evaluate, "read_model", lambda weights: (interrupted, load_model(weights)[1]))
+        run_command(run, "--tasks", "clips")
+    (clips,) = kept.iterdir()
+    files = sorted(clips.iterdir())
+    assert files
+    run_command(run, "--tasks", "people", "--ceiling")
+    run_command(run, "--tasks", "people", "--restart")
+    assert sorted(kept.rglob("*.npz")) == files, "of the one that is done nothing is left, of the other all"
+    run_command(run, "--tasks", "clips")
+    assert not kept.exists()
+
+
+def test_restart_forgets_what_was_done_of_the_tasks_it_evaluates(world, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    save_run(world, run)
+    for arguments in ([], ["--restart"]):
+        interrupted = BreaksOff(1)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(evaluate, "read_model", lambda weights, model=interrupted: (model, load_model(weights)[1]))
+            run_command(run, "--tasks", "clips", *arguments)
+    (clips,) = (run / "eval" / "partial").iterdir()
+    assert len(list(clips.iterdir())) == 1
 
 
 def test_a_checkpoint_is_named_by_its_folder_or_its_file(world, tmp_path):
