@@ -293,6 +293,13 @@ def test_a_file_of_several_videos_must_name_this_one(tmp_path):
         read_box_file(path, Path("three.mp4"), 10.0, None, 0.8)
 
 
+def test_a_file_without_boxes_is_told(tmp_path):
+    excluded = tmp_path / "excluded.csv"
+    excluded.write_text("v,0902\nother,0903\n")
+    with pytest.raises(UserError, match=r"excluded\.csv: has no boxes"):
+        read_box_file(str(excluded), Path("v.mp4"), 10.0, None, 0.8)
+
+
 def test_keyframes_closer_than_every_are_thinned(model, tmp_path, capsys):
     video = make_video(tmp_path / "v.mp4")
     rows = [f"v,{frame / 15:.6f},0.1,0.1,0.5,0.9,,0.9" for frame in range(45)]
