@@ -381,6 +381,32 @@ def test_persons_are_detected_once_a_second_and_followed(model, tmp_path, monkey
         assert frame[:, 240, 160].float().sub(torch.tensor(COLORS[0])).abs().max() < 60
 
 
+def hurt_video(path: Path, first: int, last: int) -> Path:
+    """Six seconds of 64x48 with a keyframe a second; packets `first` to `last` are lost."""
+    video = make_video(path, "-vf", "scale=64:48", "-g", "15", "-bf", "0", frames=90)
+    command = ["ffprobe", "-v", "error", "-show_entries", "packet=pos,size", "-of", "csv=p=0", video]
+    packets = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    content = bytearray(video.read_bytes())
+    for size, place in (map(int, packet.split(",")[:2]) for packet in packets[first:last]):
+        content[place : place + size] = b"\xff" * size
+    video.write_bytes(content)
+    return video
+
+
+def test_damage_costs_the_persons_of_its_own_moments_alone(model, tmp_path, monkeypatch, capsys):
+    torch.save(Stub(91).state_dict(), tmp_path / "stub.pth")
+    monkeypatch.setattr(detector, "_KNOWN", [(lambda num_classes, **_: Stub(num_classes), "")])
+    hurt = hurt_video(tmp_path / "v.mp4", 30, 60)  # the third and the fourth second
+    options = ("--detector", tmp_path / "stub.pth")
+    predict(model, hurt, tmp_path / "out.mp4", *options)
+    captured = capsys.readouterr()
+    assert "4 of 6 keyframes have persons" in captured.out
+    assert captured.err.count("note: persons are not looked for at 2 of 6 moments: ") == 1
+    assert captured.err.count("damaged near second") == 1
+    with pytest.raises(DamagedVideo, match=r"damaged near second 3\.00"):
+        predict(model, hurt, tmp_path / "out.mp4", *options, "--every", "6")
+
+
 def test_a_video_is_never_overwritten_by_its_own_drawing(model, tmp_path):
     video = make_video(tmp_path / "v.mp4", frames=5)
     with pytest.raises(UserError, match="is the video itself"):
