@@ -325,6 +325,8 @@ def test_the_grid_of_moments():
     [
         (["--task", "peple"], "the checkpoint has clips, order, people"),
         (["--threshold", "2"], "--threshold 2.0: expected a number from 0 to 1"),
+        (["--video-start", "nan"], "--video-start nan: expected a number of seconds"),
+        (["--video-start", "inf"], "--video-start inf: expected a number of seconds"),
         (["--every", "0"], "--every 0.0: expected more than 0"),
         (["--out", "out.gif"], "give a name that ends in .mp4, .mov, .mkv"),
         (["--still", "out.txt"], "give a name that ends in .png"),
