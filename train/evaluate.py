@@ -274,19 +274,25 @@ def _percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.2f}"
 
 
-def stop_on_sigterm() -> None:
-    """Makes SIGTERM, as schedulers and launchers send it, end the process as Ctrl-C does: what is done is written."""
+def stop_on_signals() -> None:
+    """Makes SIGTERM, as schedulers and launchers send it, end the process as Ctrl-C does: what is done is written. Of
+    several signals, which both of them may send, the first counts, so that none breaks into the writing."""
+    stopping = False
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        nonlocal stopping
+        if not stopping:
+            stopping = True
+            raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
 
 
 def main() -> None:
     args = parse_args(parser())
     rank = init_distributed()
-    stop_on_sigterm()
+    stop_on_signals()
     try:
         run(args, rank)
     except KeyboardInterrupt:

@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from train.evaluators.collected import Collected
 from train.evaluators.localisation import _runs
 from train.evaluators.predictions import Predictions, calibration_error
 from train.launch import init_distributed
+from train.recipe import PROJECT
 
 
 @pytest.fixture(scope="module")
@@ -161,15 +164,52 @@ class GetsSigterm(BreaksOff):
 def test_sigterm_loses_nothing_that_is_done(world, tmp_path):
     recipe = recipe_of(world)
     tasks = tasks_of(recipe)[:1]
-    before = signal.getsignal(signal.SIGTERM)
-    evaluate.stop_on_sigterm()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    evaluate.stop_on_signals()
     try:
         with pytest.raises(KeyboardInterrupt):
             evaluate_tasks(GetsSigterm(2), tasks, ALONE, recipe, folders={"clips": tmp_path})
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     with Collected(columns(tasks[0].val), ALONE, tmp_path) as kept:
         assert len(kept.done) >= 2 * recipe.eval_batch
+
+
+STORM = """
+import os, signal, sys, threading, time
+from train import evaluate
+from train.evaluators.collected import Collected
+from train.launch import command
+
+def storm():
+    while True:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        time.sleep(0.001)
+
+def add(self, arrays, add=Collected.add):
+    add(self, arrays)
+    if not any(thread.name == "storm" for thread in threading.enumerate()):
+        threading.Thread(target=storm, name="storm", daemon=True).start()
+        time.sleep(60)
+
+Collected.add = add
+command(evaluate.main)
+"""
+"""An evaluation that gets signals without end as soon as a batch of it is done."""
+
+
+def test_many_signals_are_as_good_as_one(world, tmp_path):
+    run = tmp_path / "run"
+    save_run(world, run)
+    command = [sys.executable, "-c", STORM, "--checkpoint", str(run), "--tasks", "clips"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr == "stopped: the same command goes on with what is done\n"
+    (folder,) = (run / "eval" / "partial").iterdir()
+    (file,) = folder.iterdir()
+    assert file.suffix == ".npz", "whole"
 
 
 def test_another_number_of_ranks_goes_on(world, tmp_path):
