@@ -1,5 +1,6 @@
 """Person boxes by torchvision's Faster R-CNN, with weights of a file, or of torch's cache, or downloaded into it."""
 
+import hashlib
 import os
 import socket
 import sys
@@ -13,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.models import detection
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import FrozenBatchNorm2d
 
 from data.errors import UserError
 from models.checkpoint_files import read_tensors
@@ -25,9 +28,17 @@ COCO_PERSON = 1
 Detector = Callable[[Tensor], np.ndarray]
 """A frame, uint8 [3, H, W], to float64 [k, 5]: persons as x1 y1 x2 y2 in [0, 1] and score."""
 
+
+def fasterrcnn_resnet50_fpn(num_classes: int, **_: None) -> nn.Module:
+    """torchvision's model of that name with frozen batch norm, as torchvision itself builds it for published weights;
+    those that were trained with their batch norm fit as well. Without weights torchvision would build the other kind.
+    """
+    return detection.FasterRCNN(resnet_fpn_backbone(backbone_name="resnet50", weights=None), num_classes)
+
+
 _KNOWN = (
     (detection.fasterrcnn_resnet50_fpn_v2, detection.FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1.url),
-    (detection.fasterrcnn_resnet50_fpn, detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1.url),
+    (fasterrcnn_resnet50_fpn, detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1.url),
 )
 """The models that are known, the better one first, and where torchvision has their weights from."""
 
@@ -102,17 +113,29 @@ def _check_server(url: str) -> None:
 
 def _build(state: Mapping[str, Tensor], path: Path) -> nn.Module:
     scores = state.get("roi_heads.box_predictor.cls_score.weight")
-    for build, _ in _KNOWN if scores is not None and scores.ndim else ():
+    for build, url in _KNOWN if scores is not None and scores.ndim else ():
         assert scores is not None
         model: nn.Module = build(weights=None, weights_backbone=None, num_classes=len(scores))
-        if model.state_dict().keys() == state.keys():
-            try:
-                model.load_state_dict(state)
-            except RuntimeError:  # tensors of other shapes
-                break
-            return model
+        try:
+            model.load_state_dict(state)  # which knows the older names of layers too
+        except RuntimeError:
+            continue
+        if _is_published(path, url):
+            for module in model.modules():
+                if isinstance(module, FrozenBatchNorm2d):
+                    module.eps = 0.0  # as torchvision does: when these weights were made, it had none
+        return model
     names = ", ".join(build.__name__ for build, _ in _KNOWN)
     raise UserError(f"{path}: not the weights of a person detector of torchvision ({names})")
+
+
+def _is_published(path: Path, url: str) -> bool:
+    """Whether a file is what torchvision publishes at `url`, whose name has the beginning of its SHA-256."""
+    digest = torch.hub.HASH_REGEX.search(os.path.basename(url))
+    if digest is None or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest().startswith(digest[1])
 
 
 def _detector(model: nn.Module, device: torch.device) -> Detector:

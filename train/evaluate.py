@@ -1,13 +1,14 @@
 """Entry point of evaluation: `deepspeed train/evaluate.py --ds ds_configs/zero2.json --checkpoint RUN`."""
 
 import argparse
+import contextlib
 import hashlib
 import json
 import math
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
@@ -80,7 +81,9 @@ def parser() -> argparse.ArgumentParser:
         f" more than HIGH (default: {DEFAULT_CUTOFFS[0]} {DEFAULT_CUTOFFS[1]})",
     )
     p.add_argument(
-        "--restart", action="store_true", help="forget what an interrupted evaluation has done (default: go on with it)"
+        "--restart",
+        action="store_true",
+        help="forget what an interrupted evaluation of the same tasks has done (default: go on with it)",
     )
     p.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it
     p.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the recipe, as in eval_batch=64")
@@ -101,22 +104,25 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
     tasks = rank.together(lambda: open_validation(recipe, names, config, rank.first))
     model.to(rank.device)
 
-    kept = folder / "partial"
-    if args.restart and rank.first:
-        shutil.rmtree(kept, ignore_errors=True)
     options: dict[str, Any] = {"limit": args.limit, "average": args.view_average}
     file = weights / (EMA_FILE if args.ema else "model.safetensors")
     digest = rank.gather(rank.together(lambda: file_digest(file) if rank.first else ""))[0]
+    bounded = [on_groundtruth_boxes(task) for task in tasks if args.ceiling and task.recipe.kind == "localisation"]
+
+    def place(task: Task) -> Path:
+        return folder / "partial" / f"{task.name}-{identity(task, recipe, digest, options)}"
 
     def evaluate(tasks: Sequence[Task], chance: bool = True) -> dict[str, Result]:
-        folders = {task.name: kept / f"{task.name}-{identity(task, recipe, digest, options)}" for task in tasks}
+        folders = {task.name: place(task) for task in tasks}
         return evaluate_tasks(model, tasks, rank, recipe, chance=chance, folders=folders, **options)
 
+    # Of no others: those may have been interrupted, or be under way in another process.
+    kept = [place(task) for task in (*tasks, *bounded)] if rank.first else []
+    if args.restart:
+        forget(kept)
     results = evaluate(tasks)
-    if args.ceiling:
-        bounded = [on_groundtruth_boxes(task) for task in tasks if task.recipe.kind == "localisation"]
-        for name, result in evaluate(bounded, chance=False).items():
-            results[name].metrics["mAP_groundtruth_boxes"] = result.metrics["mAP"]
+    for name, result in evaluate(bounded, chance=False).items():
+        results[name].metrics["mAP_groundtruth_boxes"] = result.metrics["mAP"]
 
     if rank.first:
         for task in tasks:
@@ -127,7 +133,15 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
         for line in [*lost_at_packing(tasks), *notes]:
             print(line)
         print(f"written: {folder / 'metrics.json'}")
-        shutil.rmtree(kept, ignore_errors=True)
+        forget(kept)
+
+
+def forget(folders: Iterable[Path]) -> None:
+    """Removes folders of kept results, and the one that they lie in where nothing else does."""
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            folder.parent.rmdir()
 
 
 def file_digest(path: Path) -> str:
@@ -260,19 +274,25 @@ def _percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.2f}"
 
 
-def stop_on_sigterm() -> None:
-    """Makes SIGTERM, as schedulers and launchers send it, end the process as Ctrl-C does: what is done is written."""
+def stop_on_signals() -> None:
+    """Makes SIGTERM, as schedulers and launchers send it, end the process as Ctrl-C does: what is done is written. Of
+    several signals, which both of them may send, the first counts, so that none breaks into the writing."""
+    stopping = False
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        nonlocal stopping
+        if not stopping:
+            stopping = True
+            raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
 
 
 def main() -> None:
     args = parse_args(parser())
     rank = init_distributed()
-    stop_on_sigterm()
+    stop_on_signals()
     try:
         run(args, rank)
     except KeyboardInterrupt:

@@ -96,10 +96,19 @@ class Rank:
 
 
 def init_distributed() -> Rank:
-    """Joins the process group that deepspeed or torchrun has laid out; alone, without one, when started by python."""
+    """Joins the process group that deepspeed or torchrun has laid out; alone, without one, when started by python.
+
+    Raises:
+        UserError: more processes of this machine than it has GPUs.
+    """
     world, index = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
+        if local >= (gpus := torch.cuda.device_count()):
+            raise UserError(
+                f"process {local + 1} of its machine has no GPU: it sees {gpus} (CUDA_VISIBLE_DEVICES can hide some); "
+                f"start no more processes than that: deepspeed --num_gpus {gpus}, torchrun --nproc_per_node {gpus}"
+            )
         torch.cuda.set_device(local)
         device, backend = torch.device("cuda", local), "nccl"
     else:

@@ -108,7 +108,7 @@ def train(
             log.gradients(step, gradients)
         done = step + 1
         last = bool(stopping) or done == recipe.steps
-        if last or done % recipe.save_every == 0:
+        if last or done % recipe.save_every == 0 or evaluates(recipe, done):  # wherever there may be a checkpoint
             ledger.keep(done)
         after_step(done, last)
         if stopping:
@@ -118,6 +118,11 @@ def train(
     if done < recipe.steps and stop.number == signal.SIGINT:
         raise KeyboardInterrupt
     return done
+
+
+def evaluates(recipe: Recipe, done: int) -> bool:
+    """Whether the model is evaluated after `done` steps; what scores best is kept as a checkpoint then."""
+    return recipe.eval_every > 0 and done % recipe.eval_every == 0
 
 
 def total(batches: list[Batch], losses: list[float]) -> dict[str, float]:
@@ -177,7 +182,8 @@ class Ledger:
         # Of all ranks together, by step: a run may go on with another number of ranks, or from an older checkpoint.
         self.totals_path = Path(recipe.out) / "bad_clips.totals.json"
         self.totals = {step: total for step, total in _totals(self.totals_path).items() if step <= start}
-        self.seen_before, self.bad_before = self.totals.get(start, (0, 0))
+        # The last that is known before `start`, where it is not known for that step itself.
+        self.seen_before, self.bad_before = self.totals.get(max(self.totals, default=0), (0, 0))
 
     def add(self, step: int, batches: list[Batch]) -> None:
         """Takes in the batches of optimizer step `step`.

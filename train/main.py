@@ -20,7 +20,7 @@ from train.environment import describe_environment, environment, write_environme
 from train.eval_board import EvalBoard
 from train.evaluators import EMA_PREFIX, check_metrics, evaluate_all, evaluate_tasks, metrics_of
 from train.launch import Rank, StopSignal, command, init_distributed, parse_args
-from train.loop import StepPlan, train
+from train.loop import StepPlan, evaluates, train
 from train.model import build_model, describe_init, model_config
 from train.optim import build_optimizer
 from train.plan import PEAK_TFLOPS, UTILISATION, describe_plan, make_plan
@@ -164,6 +164,7 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
             save(done)
         stopped = last and done < recipe.steps  # whoever stops it wants it to end soon: --resume evaluates
         if evaluates(recipe, done) and not stopped:
+            finish(wait=True)  # an evaluation takes long and can fail, which is to cost no checkpoint
             evaluate(done)
         if last:
             finish(wait=True)
@@ -182,11 +183,6 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
         log.close()
         raise
     log.close()
-
-
-def evaluates(recipe: Recipe, done: int) -> bool:
-    """Whether the model is evaluated after `done` steps."""
-    return recipe.eval_every > 0 and done % recipe.eval_every == 0
 
 
 def main() -> None:

@@ -43,9 +43,11 @@ def read_box_file(path: str, video: Path, seconds: float, start: float | None, l
         least: score that a box needs.
 
     Raises:
-        UserError: a malformed file, none of its boxes are of this video, or none lie inside of it.
+        UserError: a malformed file, no boxes in it, none of them are of this video, or none lie inside of it.
     """
     keyframes = _read_any(path)
+    if not keyframes:
+        raise UserError(f"{path}: has no boxes (expected rows of video_id,timestamp,x1,y1,x2,y2,...)")
     ids = sorted({name for name, _ in keyframes})
     if video.stem not in ids and len(ids) > 1:
         some = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,8 +21,11 @@ from train.launch import command, parse_args
 from train.person_boxes import BoxFile, read_box_file
 from train.predict_options import check, parser, table_path
 from train.tracks import Person, PersonKeyframe, Tracks, looks
-from train.video_files import VideoReader
+from train.video_files import DamagedVideo, VideoReader
 from train.video_writer import VideoWriter
+
+if TYPE_CHECKING:
+    from train.detector import Detector
 
 Scene = Callable[[float], tuple[list[Person], list[tuple[str, str]]]]
 """Second of the video -> persons and caption to draw."""
@@ -86,8 +90,7 @@ def persons(args: argparse.Namespace, head: Head, video: VideoReader) -> BoxFile
 
         detect = load_detector(args.detector, head.device)
         times = grid(video.seconds, args.every)
-        found = [detect(frame) for frame in tqdm(video.frames_at(times), "detecting persons", len(times))]
-        boxes = [rows[rows[:, 4] >= least, :4] for rows in found]
+        boxes = [rows[rows[:, 4] >= least, :4] for rows in detected(detect, video, times)]
         return BoxFile(Path(args.video).stem, args.video_start or 0.0, times, boxes, 0)
     file = read_box_file(args.boxes, Path(args.video), video.seconds, args.video_start, least)
     kept: list[int] = []
@@ -99,6 +102,30 @@ def persons(args: argparse.Namespace, head: Head, video: VideoReader) -> BoxFile
         f" {file.start:g}; {len(kept)} are used, {file.outside} lie outside"
     )
     return BoxFile(file.video_id, file.start, file.times[kept], [file.boxes[n] for n in kept], file.outside)
+
+
+def detected(detect: "Detector", video: VideoReader, times: np.ndarray) -> list[np.ndarray]:
+    """What the detector finds at each time, float64 [k, 5]: no persons where the video is damaged, of which a note on
+    stderr says how often.
+
+    Raises:
+        DamagedVideo: it is so at all of them.
+    """
+    found, problems = [], []
+    for time in tqdm(times, "detecting persons"):
+        try:
+            (frame,) = video.frames_at(np.array([time]))
+        except DamagedVideo as error:
+            problems.append(error)
+            found.append(np.zeros((0, 5)))
+        else:
+            found.append(detect(frame))
+    if len(problems) == len(times):
+        raise problems[0]
+    if problems:
+        told = f"persons are not looked for at {len(problems)} of {len(times)} moments"
+        print(f"note: {told}: {problems[0]}", file=sys.stderr)
+    return found
 
 
 def classify(args: argparse.Namespace, head: Head, video: VideoReader, table: Path) -> tuple[Scene, float]:

@@ -1,6 +1,7 @@
 """The options of prediction, and what can be said of them before anything takes time."""
 
 import argparse
+import math
 import os
 from pathlib import Path
 
@@ -96,6 +97,8 @@ def check(args: argparse.Namespace) -> torch.device:
         value = getattr(args, name)
         if value is not None and not 0 < value < 1e6:
             raise UserError(f"--{name} {value}: expected more than 0")
+    if args.video_start is not None and not math.isfinite(args.video_start):
+        raise UserError(f"--video-start {args.video_start}: expected a number of seconds")
     if Path(args.out).suffix.lower() not in CONTAINERS:
         raise UserError(f"--out {args.out}: give a name that ends in {', '.join(CONTAINERS)}")
     if args.still is not None and Path(args.still).suffix.lower() != ".png":

@@ -82,7 +82,8 @@ class RunLog:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self.file = (self.folder / "log.txt").open("a")
                 self._take()
-                self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start + 1 if start else None)
+                # From step 0 too: a run that was killed before its first checkpoint has left points as well.
+                self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start + 1)
         self._artist = ThreadPoolExecutor(1, thread_name_prefix="pictures")
         self._pictures: Future[None] | None = None
         self._begin = self._since = time.monotonic()

@@ -5,7 +5,6 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,7 @@ from torch.nn.functional import interpolate
 
 from data.decode import decoder_reason, require_ffmpeg
 from data.errors import UserError
-
-MAX_RATE = 60
-"""Frames per second that a video of varying rate is written with at most."""
+from train.frame_rate import MAX_RATE, steady_rate
 
 _SEEK_TOLERANCE = 1.0
 """Seconds by which the first frame may come after the stream's stated beginning: less than a wrong seek is off."""
@@ -71,6 +68,7 @@ class VideoReader:
         width, height: of the frames, pixels.
         seconds: length.
         fps: average frames per second.
+        rate: frames per second to write with.
         sound: None where the file has none that can be decoded.
         has_sound: also where it cannot be decoded.
 
@@ -107,7 +105,8 @@ class VideoReader:
         self.seconds = end - self.origin
         stated = meta.begin_stream_seconds
         self.fps = self.count / (end - (first.pts_seconds if stated is None else stated))
-        self._begin, self._shortest = first.pts_seconds, first.duration_seconds
+        self.rate = steady_rate(path, meta.stream_index, self.fps, first.duration_seconds)
+        self._begin = first.pts_seconds
         self._starts: np.ndarray | None = None  # float64 [count], seconds
 
     def _open(self, path: Path) -> Any:
@@ -140,18 +139,6 @@ class VideoReader:
         if not self._lost:
             return None
         return f"{self.path}: {self._lost} of {self.count} frames cannot be decoded ({self._problem})"
-
-    @property
-    def rate(self) -> Fraction:
-        """Frames per second to write with: the video's own, or for a varying rate that of its fast parts."""
-        own = 1 / self._shortest if self._shortest > 0 else self.fps
-        varies = own > 1.05 * self.fps
-        rate = min(own, MAX_RATE) if varies else self.fps
-        # Averages, and durations in whole milliseconds, are a little off the rate that was meant: 30, or 30000/1001.
-        meant = (Fraction(max(round(rate), 1)), Fraction(max(round(rate * 1.001), 1) * 1000, 1001))
-        near = min(meant, key=lambda candidate: abs(float(candidate) - rate))
-        tolerance = 0.03 if varies else 0.002
-        return near if abs(float(near) - rate) < tolerance * rate else Fraction(rate).limit_denominator(1001)
 
     @property
     def pace(self) -> float:

@@ -2,11 +2,13 @@
 
 import hashlib
 import http.server
+import re
 import socket
 import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import detection
+from torchvision.models.detection._utils import overwrite_eps
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import FrozenBatchNorm2d
 
 from data.errors import UserError
 from train import detector
@@ -89,11 +94,68 @@ def test_weights_of_a_file(weights, tmp_path):
 
 
 def test_torchvisions_models_are_told_apart_by_their_weights():
-    for build in (detection.fasterrcnn_resnet50_fpn_v2, detection.fasterrcnn_resnet50_fpn):
+    for build, scale in ((detection.fasterrcnn_resnet50_fpn_v2, nn.BatchNorm2d), (frozen, FrozenBatchNorm2d)):
         with torch.device("meta"):
             meant = build(weights=None, weights_backbone=None, num_classes=2)
             found = detector._build(meant.state_dict(), Path("w.pth"))
         assert [*found.state_dict()] == [*meant.state_dict()]
+        assert isinstance(found.backbone.body.bn1, scale)
+
+
+def frozen(num_classes: int, **_: None) -> Any:
+    """fasterrcnn_resnet50_fpn as torchvision builds it for weights that it knows."""
+    return detection.FasterRCNN(resnet_fpn_backbone(backbone_name="resnet50", weights=None), num_classes)
+
+
+def old_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As the published weights name them: they are from before some layers were wrapped."""
+    return {
+        re.sub(
+            r"(fpn\.(?:inner|layer)_blocks\.\d)\.0", r"\1", name.replace("rpn.head.conv.0.0.", "rpn.head.conv.")
+        ): value
+        for name, value in state.items()
+    }
+
+
+def test_published_weights_give_what_torchvision_makes_of_them(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    meant = frozen(91).eval()
+    meant.backbone.body.bn1.running_var.uniform_(1e-5, 2e-5)  # against which an epsilon of 1e-5 is much
+    state = meant.state_dict()
+    names = old_names(state)
+    assert {"rpn.head.conv.weight", "backbone.fpn.inner_blocks.0.weight"} <= names.keys()
+    torch.save(names, tmp_path / "published.pth")
+    save_file(names, tmp_path / "trained.safetensors")
+    digest = hashlib.sha256((tmp_path / "published.pth").read_bytes()).hexdigest()[:8]
+    (v2, url), (v1, _) = detector._KNOWN
+    monkeypatch.setattr(detector, "_KNOWN", ((v2, url), (v1, f"https://server/published-{digest}.pth")))
+    image = torch.rand(1, 3, 64, 64)
+    for file, epsilon in (("trained.safetensors", 1e-5), ("published.pth", 0.0)):
+        overwrite_eps(meant, epsilon)
+        found = built(monkeypatch, tmp_path / file)
+        with torch.no_grad():
+            expected, got = meant.backbone(image), found.backbone(image)
+        assert all(torch.equal(got[level], expected[level]) for level in expected)
+        assert all(torch.equal(found.state_dict()[name], value) for name, value in state.items())
+
+
+def test_weights_that_were_trained_with_their_batch_norm_load_as_well(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    meant = detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=2).eval()
+    meant.backbone.body.bn1.running_var.uniform_(0.5, 2)
+    assert "backbone.body.bn1.num_batches_tracked" in meant.state_dict()
+    torch.save(meant.state_dict(), tmp_path / "w.pth")
+    found, image = built(monkeypatch, tmp_path / "w.pth"), torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected, got = meant.backbone(image), found.backbone(image)
+    assert all(torch.allclose(got[level], expected[level], rtol=1e-3, atol=1e-4) for level in expected)
+
+
+def built(monkeypatch, file: Path) -> Any:
+    """The model with which `load_detector` detects."""
+    with monkeypatch.context() as patch:
+        patch.setattr(detector, "_detector", lambda model, device: model)
+        return load_detector(str(file), CPU)
 
 
 def test_weights_in_the_cache_are_used_without_a_net(weights):

@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import torch
 
 from data.errors import UserError
 from data.shards import ClassInfo
+from models import load_model
 from tests.dist import run_ranks
 from tests.tiny_shards import make_classification_set, make_localisation_set
 from tests.train.test_evaluators import ALONE, ByPlace, recipe_of, save_run, tasks_of
@@ -24,6 +27,7 @@ from train.evaluators.collected import Collected
 from train.evaluators.localisation import _runs
 from train.evaluators.predictions import Predictions, calibration_error
 from train.launch import init_distributed
+from train.recipe import PROJECT
 
 
 @pytest.fixture(scope="module")
@@ -160,15 +164,52 @@ class GetsSigterm(BreaksOff):
 def test_sigterm_loses_nothing_that_is_done(world, tmp_path):
     recipe = recipe_of(world)
     tasks = tasks_of(recipe)[:1]
-    before = signal.getsignal(signal.SIGTERM)
-    evaluate.stop_on_sigterm()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    evaluate.stop_on_signals()
     try:
         with pytest.raises(KeyboardInterrupt):
             evaluate_tasks(GetsSigterm(2), tasks, ALONE, recipe, folders={"clips": tmp_path})
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     with Collected(columns(tasks[0].val), ALONE, tmp_path) as kept:
         assert len(kept.done) >= 2 * recipe.eval_batch
+
+
+STORM = """
+import os, signal, sys, threading, time
+from train import evaluate
+from train.evaluators.collected import Collected
+from train.launch import command
+
+def storm():
+    while True:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        time.sleep(0.001)
+
+def add(self, arrays, add=Collected.add):
+    add(self, arrays)
+    if not any(thread.name == "storm" for thread in threading.enumerate()):
+        threading.Thread(target=storm, name="storm", daemon=True).start()
+        time.sleep(60)
+
+Collected.add = add
+command(evaluate.main)
+"""
+"""An evaluation that gets signals without end as soon as a batch of it is done."""
+
+
+def test_many_signals_are_as_good_as_one(world, tmp_path):
+    run = tmp_path / "run"
+    save_run(world, run)
+    command = [sys.executable, "-c", STORM, "--checkpoint", str(run), "--tasks", "clips"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr == "stopped: the same command goes on with what is done\n"
+    (folder,) = (run / "eval" / "partial").iterdir()
+    (file,) = folder.iterdir()
+    assert file.suffix == ".npz", "whole"
 
 
 def test_another_number_of_ranks_goes_on(world, tmp_path):
@@ -284,6 +325,35 @@ def test_one_task_after_the_other_is_as_good_as_all_at_once(world, tmp_path, cap
         capsys.readouterr()
         assert list(run_command(run, "--tasks", "clips")) == ["clips"]
         assert "the CSV files of people in" in capsys.readouterr().out
+
+
+def test_what_is_kept_of_other_tasks_outlives_an_evaluation(world, tmp_path, monkeypatch):
+    run, interrupted = tmp_path / "run", BreaksOff(1)
+    save_run(world, run)
+    kept = run / "eval" / "partial"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(evaluate, "read_model", lambda weights: (interrupted, load_model(weights)[1]))
+        run_command(run, "--tasks", "clips")
+    (clips,) = kept.iterdir()
+    files = sorted(clips.iterdir())
+    assert files
+    run_command(run, "--tasks", "people", "--ceiling")
+    run_command(run, "--tasks", "people", "--restart")
+    assert sorted(kept.rglob("*.npz")) == files, "of the one that is done nothing is left, of the other all"
+    run_command(run, "--tasks", "clips")
+    assert not kept.exists()
+
+
+def test_restart_forgets_what_was_done_of_the_tasks_it_evaluates(world, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    save_run(world, run)
+    for arguments in ([], ["--restart"]):
+        interrupted = BreaksOff(1)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(evaluate, "read_model", lambda weights, model=interrupted: (model, load_model(weights)[1]))
+            run_command(run, "--tasks", "clips", *arguments)
+    (clips,) = (run / "eval" / "partial").iterdir()
+    assert len(list(clips.iterdir())) == 1
 
 
 def test_a_checkpoint_is_named_by_its_folder_or_its_file(world, tmp_path):

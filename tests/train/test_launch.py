@@ -4,8 +4,10 @@ import os
 import signal
 
 import pytest
+import torch
 
-from train.launch import StopSignal
+from data.errors import UserError
+from train.launch import StopSignal, init_distributed
 
 NUMBERS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -48,3 +50,11 @@ def test_a_run_under_nohup_outlives_its_terminal():
     stop.take_all()
     os.kill(os.getpid(), signal.SIGHUP)
     assert stop.number == 0
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match=r"process 3 of its machine has no GPU: .* sees 2.*--num_gpus 2.*_node 2"):
+        init_distributed()

@@ -7,7 +7,7 @@ import torch
 
 from data.batch import Batch, Substitute
 from data.errors import UserError
-from tests.train.tiny_runs import tiny_recipe
+from tests.train.tiny_runs import run_tiny, tiny_recipe
 from train.launch import Rank
 from train.loop import BUDGET_FLOOR, Ledger
 from train.run_log import RunLog
@@ -80,3 +80,12 @@ def test_the_counts_go_on_over_interruptions(tmp_path):
         older.add(2, [batch(0, "one more")])
     first.totals_path.write_text("not what we wrote")
     assert ledger(tmp_path, 0.01, start=2).bad_before == 0
+
+
+def test_the_counts_go_on_from_a_checkpoint_of_an_evaluation(tmp_path):
+    """One that is kept for being the best, at a step at which none is due."""
+    run_tiny(str(tmp_path), None, ["steps=8", "eval_every=2"], until=6)
+    totals = json.loads((tmp_path / "bad_clips.totals.json").read_text())
+    assert list(totals) == ["2", "4", "6"] and totals["2"][0] < totals["4"][0] < totals["6"][0]
+    assert ledger(tmp_path, start=4).seen_before == totals["4"][0]
+    assert ledger(tmp_path, start=5).seen_before == totals["4"][0], "the last that is known before"

@@ -238,6 +238,21 @@ def test_the_best_checkpoint_is_kept_and_a_missed_evaluation_is_made_up_for(worl
     assert "step 4: kinetics/top1" not in capsys.readouterr().out
 
 
+def test_an_evaluation_that_breaks_off_costs_no_checkpoint(world, train_here, monkeypatch, capsys):
+    def break_off(*args, **options):
+        raise KeyboardInterrupt
+
+    options = ("out=cut-short", "save_every=2", "eval_every=2", "workers=0")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(main, "evaluate_tasks", break_off)
+        train_here(*options)
+    folder = world / "cut-short" / "checkpoints"
+    assert [path.name for path in folder.iterdir() if path.is_dir()] == ["step-000002"]
+    train_here(*options, "--resume")
+    assert ", from step 2 on" in (out := capsys.readouterr().out) and "step 2: kinetics/top1" in out
+    assert read_state(folder / "step-000002").metrics is not None
+
+
 def test_shards_that_were_packed_again_in_another_way_are_refused(world, train_here):
     train_here("out=packed", "workers=0")
     folder = world / "again"

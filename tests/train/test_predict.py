@@ -293,6 +293,13 @@ def test_a_file_of_several_videos_must_name_this_one(tmp_path):
         read_box_file(path, Path("three.mp4"), 10.0, None, 0.8)
 
 
+def test_a_file_without_boxes_is_told(tmp_path):
+    excluded = tmp_path / "excluded.csv"
+    excluded.write_text("v,0902\nother,0903\n")
+    with pytest.raises(UserError, match=r"excluded\.csv: has no boxes"):
+        read_box_file(str(excluded), Path("v.mp4"), 10.0, None, 0.8)
+
+
 def test_keyframes_closer_than_every_are_thinned(model, tmp_path, capsys):
     video = make_video(tmp_path / "v.mp4")
     rows = [f"v,{frame / 15:.6f},0.1,0.1,0.5,0.9,,0.9" for frame in range(45)]
@@ -318,6 +325,8 @@ def test_the_grid_of_moments():
     [
         (["--task", "peple"], "the checkpoint has clips, order, people"),
         (["--threshold", "2"], "--threshold 2.0: expected a number from 0 to 1"),
+        (["--video-start", "nan"], "--video-start nan: expected a number of seconds"),
+        (["--video-start", "inf"], "--video-start inf: expected a number of seconds"),
         (["--every", "0"], "--every 0.0: expected more than 0"),
         (["--out", "out.gif"], "give a name that ends in .mp4, .mov, .mkv"),
         (["--still", "out.txt"], "give a name that ends in .png"),
@@ -372,6 +381,32 @@ def test_persons_are_detected_once_a_second_and_followed(model, tmp_path, monkey
     for _, frame in VideoReader(tmp_path / "out.mp4").steady():
         # Orange on the left side of the box, x1 = 160.
         assert frame[:, 240, 160].float().sub(torch.tensor(COLORS[0])).abs().max() < 60
+
+
+def hurt_video(path: Path, first: int, last: int) -> Path:
+    """Six seconds of 64x48 with a keyframe a second; packets `first` to `last` are lost."""
+    video = make_video(path, "-vf", "scale=64:48", "-g", "15", "-bf", "0", frames=90)
+    command = ["ffprobe", "-v", "error", "-show_entries", "packet=pos,size", "-of", "csv=p=0", video]
+    packets = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    content = bytearray(video.read_bytes())
+    for size, place in (map(int, packet.split(",")[:2]) for packet in packets[first:last]):
+        content[place : place + size] = b"\xff" * size
+    video.write_bytes(content)
+    return video
+
+
+def test_damage_costs_the_persons_of_its_own_moments_alone(model, tmp_path, monkeypatch, capsys):
+    torch.save(Stub(91).state_dict(), tmp_path / "stub.pth")
+    monkeypatch.setattr(detector, "_KNOWN", [(lambda num_classes, **_: Stub(num_classes), "")])
+    hurt = hurt_video(tmp_path / "v.mp4", 30, 60)  # the third and the fourth second
+    options = ("--detector", tmp_path / "stub.pth")
+    predict(model, hurt, tmp_path / "out.mp4", *options)
+    captured = capsys.readouterr()
+    assert "4 of 6 keyframes have persons" in captured.out
+    assert captured.err.count("note: persons are not looked for at 2 of 6 moments: ") == 1
+    assert captured.err.count("damaged near second") == 1
+    with pytest.raises(DamagedVideo, match=r"damaged near second 3\.00"):
+        predict(model, hurt, tmp_path / "out.mp4", *options, "--every", "6")
 
 
 def test_a_video_is_never_overwritten_by_its_own_drawing(model, tmp_path):

@@ -110,3 +110,17 @@ def test_what_goes_wrong_with_a_picture_is_not_silent(tmp_path):
     with pytest.raises(ZeroDivisionError, match="a defect"):
         log.show(2, {})
     log.close()
+
+
+@pytest.mark.parametrize("start", [0, 2])
+def test_points_of_an_attempt_that_left_no_checkpoint_are_dropped(tmp_path, monkeypatch, start):
+    now = time.time()
+    for attempt, steps in ((1, 6), (2, 4)):
+        monkeypatch.setattr(time, "time", lambda later=now + attempt: later)  # files are read in the order of seconds
+        log = RunLog(tmp_path, ALONE, steps=10, every=1, start=0 if attempt == 1 else start)
+        for step in range(log.start, steps):
+            log.step(step, {"look": float(attempt)}, 4, 0.1, 1e-3, 1.0)
+        log.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    points = [(event.step, event.value) for event in board.Scalars("loss/look")]
+    assert points == [(step, 1.0 if step <= start else 2.0) for step in range(1, 5)]

@@ -11,6 +11,7 @@ import torch
 
 from data.errors import UserError
 from tests.tiny_shards import make_video
+from train import frame_rate
 from train.video_files import DamagedVideo, VideoReader
 
 
@@ -189,3 +190,23 @@ def test_sound_that_cannot_be_decoded_is_told_from_none(tmp_path):
 def test_the_rate_of_a_video(tmp_path):
     assert VideoReader(make_video(tmp_path / "a.mp4", "-r", "30000/1001")).rate == Fraction(30000, 1001)
     assert VideoReader(make_video(tmp_path / "b.webm", "-c:v", "libvpx-vp9", "-r", "12")).rate == 12
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])  # times of the second are whole milliseconds
+@pytest.mark.parametrize("first", [2.0, 0.001])
+def test_the_rate_of_a_video_is_not_that_of_an_odd_first_frame(tmp_path, suffix, first):
+    times = f"setpts='if(eq(N,0),0,{first}+(N-1)*1001/30000)/TB'"
+    options = ["-vf", f"settb=1/90000,{times}", "-fps_mode", "passthrough", "-enc_time_base", "1:90000"]
+    reader = VideoReader(make_video(tmp_path / f"v{suffix}", *options))
+    shown = reader.decoder.get_frame_at(1).pts_seconds - reader.decoder.get_frame_at(0).pts_seconds
+    assert shown == pytest.approx(first, abs=1e-3), "the file is not what it should be"
+    assert float(reader.rate) == pytest.approx(30, abs=0.05)
+    assert len(list(reader.steady())) == pytest.approx(first * 30 + 44, abs=2), (
+        "of the last frame's length files say little"
+    )
+
+
+def test_a_constant_rate_is_told_without_a_look_at_the_other_frames(tmp_path, monkeypatch):
+    video = make_video(tmp_path / "v.mp4")
+    monkeypatch.setattr(frame_rate, "_fast_rate", None)
+    assert VideoReader(video).rate == 15
