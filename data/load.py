@@ -106,7 +106,7 @@ class _Source:
             self.key = sample_key(self.sample)
             self.frames = frame_count(self.sample)
             return make(self)
-        except (SampleError, DecodeError, OSError, RecursionError) as error:
+        except (SampleError, DecodeError, OSError, RecursionError, OverflowError) as error:
             raise BadSample(self.key, " ".join(str(error).split())) from error
 
     def train(self, rng: np.random.Generator) -> Example:
