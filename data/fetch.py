@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from data.storage import Damaged, Retry, count, fetch_range, retried
+from data.storage import Damaged, Retry, count, fetch_range, remote_size, retried
 
 CHUNK = 16 * 2**20
 """Bytes of one request: enough that its latency hardly counts, little enough to lose when it breaks off."""
@@ -61,6 +61,10 @@ def _complete(file: RemoteFile, descriptor: int, retry: Retry, alive: Callable[[
         def read(start: int = start, end: int = end) -> bytes:
             content = fetch_range(file.url, start, end)
             if not content:
+                # Past the end some file systems give nothing, where others say that there is nothing.
+                size = remote_size(file.url)
+                if size is not None and size < file.bytes:
+                    raise Damaged(f"{file.url}: has {size} bytes, the manifest says {file.bytes}: upload it again")
                 raise EOFError(f"nothing came of bytes {start} to {end}")
             if len(content) <= end - start:
                 return content

@@ -48,11 +48,15 @@ def frame_count(sample: Mapping[str, Any]) -> int:
     return int(frames)
 
 
+MAX_SIDE = 2**16
+"""Pixels: no codec that is packed has larger frames."""
+
+
 def frame_size(sample: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Height and width that the record gives the frames; None where it does not. What it says need not be true."""
+    """Height and width that the record gives the frames, 1 to MAX_SIDE; None where it does not. It need not be true."""
     video = sample.get("video")
     size: list[Any] = [video.get(side) for side in ("height", "width")] if isinstance(video, dict) else []
-    if not size or not all(_is_int(side) and side >= 1 for side in size):
+    if not size or not all(_is_int(side) and 1 <= side <= MAX_SIDE for side in size):
         return None
     return int(size[0]), int(size[1])
 

@@ -275,6 +275,10 @@ class ShardCache:
                 if not lacking:
                     os.fchmod(descriptor, ADMITTED)
                     return True
+                # What others left in their parts, too, when they were killed in a larger cache: were it kept, all who
+                # wait here would wait for one another.
+                os.ftruncate(descriptor, 0)
+                os.fchmod(descriptor, NEW)
             if lacking == "disk" and not busy:
                 raise UserError(
                     f"cache folder {self.folder}: its disk is full, and nothing of the cache is left to delete for"

@@ -261,6 +261,8 @@ class ShardSet:
         shard, offset, size = int(row["shard"]), int(row[f"{member}_offset"]), int(row[f"{member}_bytes"])
         if shard >= len(self.manifest.shards):
             raise ValueError(f"the index names shard {shard} of {len(self.manifest.shards)}")
+        if offset + size > self.manifest.shards[shard].bytes:
+            raise OSError(f"the index points out of shard {shard}")
         if self.cache is None:
             content = read_range(self.shard_path(shard), offset, size)
             count(read_bytes=size)

@@ -176,6 +176,14 @@ def fetch_range(url: str, start: int, end: int | None) -> bytes:
     return content
 
 
+def remote_size(url: str) -> int | None:
+    """Bytes of a remote file, asked for anew; None where the file system does not tell."""
+    filesystem, name = _filesystem(url)
+    filesystem.invalidate_cache()
+    size = filesystem.info(name).get("size")
+    return None if size is None else int(size)
+
+
 def _filesystem(url: str) -> tuple[Any, str]:
     options: dict[str, Any] = {}
     protocol = url.partition("://")[0]

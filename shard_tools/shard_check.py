@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data.sample_json import SampleError, class_label, frame_count, read_keyframe, sample_key
+from data.sample_json import SampleError, class_label, frame_count, frame_size, read_keyframe, sample_key
 from data.shards import Manifest, ShardSet
 from shard_tools.stream_copy import describe
 from shard_tools.transcode import prove
@@ -140,8 +140,8 @@ def _video_record(sample: dict[str, Any]) -> dict[str, Any]:
     frames = frame_count(sample)
     record: dict[str, Any] = sample["video"]
     fps, keys = record.get("fps"), record.get("keyframes")
-    whole = all(isinstance(record.get(name), int) and record[name] > 0 for name in ("width", "height"))
-    if not whole or not isinstance(fps, list) or [type(n) for n in fps] != [int, int] or min(fps) < 1:
+    rate = isinstance(fps, list) and [type(n) for n in fps] == [int, int] and 1 <= min(fps) <= max(fps) < 2**31
+    if frame_size(sample) is None or not rate:
         raise SampleError("bad video.width, video.height or video.fps")
     if not isinstance(keys, list) or not all(isinstance(n, int) and 0 <= n < frames for n in keys) or 0 not in keys:
         raise SampleError("bad video.keyframes")

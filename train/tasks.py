@@ -74,7 +74,8 @@ def open_tasks(
             warning = check_set(f"tasks.{task.name}.{key}", data.shards, recipe.max_bad_share) if data else None
             if warning is not None:
                 print(f"warning: {warning}", file=sys.stderr, flush=True)
-        if task.val is not None and task.val.kind == "localisation":
+        evaluates = recipe.eval_every > 0 or not train
+        if evaluates and task.val is not None and task.val.kind == "localisation":
             check_boxes(f"tasks.{task.name}.val_shards", task.val)
     if cache is not None and recipe.cache.whole_shards:
         _check_room(tasks, recipe, cache, node or NodeShare())

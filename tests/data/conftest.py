@@ -1,9 +1,15 @@
-"""Shard sets that the loader's tests share."""
+"""Shard sets that the loader's tests share, and files on a server for the cache's."""
+
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from data import fetch, shard_cache
+from data.fetch import RemoteFile
 from data.shards import ShardSet
+from tests.data.cached_files import add
+from tests.range_server import RangeServer
 from tests.tiny_shards import make_classification_set, make_localisation_set
 
 # A busy machine is no failure.
@@ -19,3 +25,23 @@ def classification(tmp_path_factory) -> ShardSet:
 @pytest.fixture(scope="session")
 def localisation(tmp_path_factory) -> ShardSet:
     return make_localisation_set(tmp_path_factory.mktemp("shards"), "ava", "train", samples=4, keyframes=2)
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch, "CHUNK", 10_000)
+    monkeypatch.setattr(shard_cache, "POLL_S", 0.01)
+    (tmp_path / "served").mkdir()
+    with RangeServer(tmp_path / "served") as running:
+        yield running
+
+
+@pytest.fixture
+def files(server) -> list[RemoteFile]:
+    """Eight files of 40 kB on the server."""
+    return [add(server, number) for number in range(8)]
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return tmp_path / "cache"

@@ -1,7 +1,6 @@
 """The cache of remote files: what it holds, what it asks the server for, and what kills and rivals do to it."""
 
 import hashlib
-import multiprocessing
 import os
 import pickle
 import random
@@ -11,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -20,92 +18,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import cache_room, fetch, shard_cache
+from data import cache_room, shard_cache
 from data.errors import UserError
 from data.fetch import RemoteFile
-from data.prefetch import within
 from data.shard_cache import ShardCache
-from data.storage import Damaged, Missing, Retry, take_counts
-from tests.range_server import RangeServer
-
-SIZE = 40_000
-QUICK = Retry(attempts=3, first_s=0.01, most_s=0.02)
-FORK = multiprocessing.get_context("fork")
-
-
-def content_of(number: int, size: int = SIZE) -> bytes:
-    return random.Random(number).randbytes(size)
-
-
-@pytest.fixture
-def server(tmp_path, monkeypatch):
-    monkeypatch.setattr(fetch, "CHUNK", 10_000)
-    monkeypatch.setattr(shard_cache, "POLL_S", 0.01)
-    (tmp_path / "served").mkdir()
-    with RangeServer(tmp_path / "served") as running:
-        yield running
-
-
-@pytest.fixture
-def files(server) -> list[RemoteFile]:
-    """Eight files of 40 kB on the server."""
-    return [add(server, number) for number in range(8)]
-
-
-def add(server: RangeServer, number: int, size: int = SIZE) -> RemoteFile:
-    content = content_of(number, size)
-    (server.root / f"{number}.tar").write_bytes(content)
-    digest = hashlib.sha256(content).hexdigest()
-    return RemoteFile(f"{server.url}/{number}.tar", size, digest, digest)
-
-
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    return tmp_path / "cache"
-
-
-def cache_of(folder: Path, shards: float = 100.0) -> ShardCache:
-    """A cache with room for so many of the eight files, opened as another run would."""
-    return ShardCache(folder, shards * SIZE, QUICK)
-
-
-def whole(cache: ShardCache, file: RemoteFile) -> bytes:
-    return cache.read(file, 0, file.bytes)
-
-
-def held(folder: Path) -> set[str]:
-    """Keys of the whole files in the cache, each of which must be what its name says."""
-    found = {path.name for path in folder.iterdir() if len(path.name) == 64}
-    for name in found:
-        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == name
-    return found
-
-
-def parts(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.part"))
-
-
-def numbers(folder: Path, files: list[RemoteFile]) -> set[int]:
-    keys = held(folder)
-    return {number for number, file in enumerate(files) if file.key in keys}
-
-
-def started(work: Callable[[], object]) -> "multiprocessing.process.BaseProcess":
-    process = FORK.Process(target=work, daemon=True)
-    process.start()
-    return process
-
-
-def ended(process: "multiprocessing.process.BaseProcess") -> int | None:
-    process.join(30)
-    return process.exitcode
-
-
-def until(condition: Callable[[], bool], limit_s: float = 20) -> None:
-    end = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.005)
+from data.storage import Damaged, Missing, take_counts
+from tests.data.cached_files import (
+    FORK,
+    QUICK,
+    SIZE,
+    add,
+    cache_of,
+    content_of,
+    ended,
+    held,
+    numbers,
+    parts,
+    started,
+    until,
+    whole,
+)
 
 
 def test_a_file_is_fetched_once(server, files, folder):
@@ -306,6 +238,37 @@ def test_what_killed_processes_leave_is_evicted(server, files, folder):
     assert numbers(folder, files) == {1} and not parts(folder)
 
 
+def test_leftovers_of_a_larger_cache_do_not_make_all_wait(server, files, folder):
+    """A run was killed in the middle of three fetches, and goes on with room for one file."""
+    folder.mkdir()
+    for number in range(3):
+        part = folder / f"{files[number].key}-{SIZE}.part"
+        part.write_bytes(content_of(number)[:30_000])
+        part.chmod(cache_room.ADMITTED)
+
+    def at_work(part: Path) -> bool:
+        descriptor = os.open(part, os.O_RDWR)
+        try:
+            return not cache_room.try_lock(descriptor)
+        finally:
+            os.close(descriptor)
+
+    caches = [cache_of(folder, 1.5) for _ in range(3)]
+
+    begin = FORK.Event()
+
+    def read(number: int) -> None:
+        assert begin.wait(20)
+        assert whole(caches[number], files[number]) == content_of(number)
+
+    processes = [started(partial(read, number)) for number in range(3)]
+    # None may make room before all are at their own parts, which nobody else can delete then.
+    with caches[0]._room.lock():
+        begin.set()
+        until(lambda: all(map(at_work, parts(folder))))
+    assert [ended(process) for process in processes] == [0] * 3
+
+
 def test_a_file_that_was_spoilt_on_disk(server, files, folder):
     cache = cache_of(folder)
     whole(cache, files[0])
@@ -422,70 +385,6 @@ def test_a_full_disk(server, tmp_path):
     assert len(lines) == 4, done.stderr
     assert lines[0] == "150000" and lines[1] == "200000" and lines[3] == "100000"
     assert "its disk is full" in lines[2] and "2.tar" in lines[2] and "cache.folder" in lines[2]
-
-
-def test_prefetch_in_order_and_within_bounds(server, files, folder):
-    cache = cache_of(folder, 4)
-    cache.prefetch([files[number] for number in (5, 3, 5, 1, 0)], "training")
-    until(lambda: numbers(folder, files) == {5, 3, 1})
-    names = [name for name, _ in server.gets]
-    assert names == ["5.tar"] * 4 + ["3.tar"] * 4 + ["1.tar"] * 4
-    take_counts()
-    for number in (1, 5, 3):
-        assert whole(cache, files[number]) == content_of(number)
-    assert take_counts().hits == 3
-    # What is wanted next is kept, the rest makes room.
-    cache.prefetch([files[number] for number in (3, 6, 7)], "training")
-    until(lambda: {3, 6, 7} <= numbers(folder, files))
-    assert len(server.gets) == 20
-
-
-def test_a_new_list_takes_the_place_of_the_old_one(server, files, folder):
-    cache = cache_of(folder)
-    server.gate.clear()
-    cache.prefetch(files[:4], "training")
-    assert server.halfway.wait(20)
-    cache.prefetch(files[6:], "training")
-    server.gate.set()
-    until(lambda: {6, 7} <= numbers(folder, files))
-    assert numbers(folder, files) == {0, 6, 7}
-
-
-def test_a_reader_waits_for_what_is_on_its_way(server, files, folder):
-    cache = cache_of(folder)
-    server.gate.clear()
-    cache.prefetch(files[:1], "training")
-    assert server.halfway.wait(20)
-    threading.Timer(0.1, server.gate.set).start()
-    assert whole(cache, files[0]) == content_of(0)
-    assert server.sent["0.tar"] == SIZE
-
-
-def test_prefetch_goes_on_after_what_fails_and_after_a_fork(server, files, folder):
-    (server.root / "0.tar").unlink()
-    cache = cache_of(folder)
-    cache.prefetch(files[:2], "training")
-    until(lambda: numbers(folder, files) == {1})
-
-    def child() -> None:
-        cache.prefetch(files[2:4], "training")
-        until(lambda: numbers(folder, files) == {1, 2, 3})
-
-    assert ended(started(child)) == 0
-    with pytest.raises(Missing):
-        whole(cache, files[0])
-    assert len([get for get in server.gets if get[0] == "0.tar"]) == 1
-
-
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 50))), st.integers(0, 200))
-def test_within(wanted, budget):
-    sizes: dict[int, int] = {}
-    listed = [RemoteFile("", sizes.setdefault(key, size), str(key) * 64, None) for key, size in wanted]
-    chosen = within(listed, budget)
-    unique = list(dict.fromkeys(listed))
-    assert chosen == unique[: len(chosen)] and sum(file.bytes for file in chosen) <= budget
-    if len(chosen) < len(unique):
-        assert sum(file.bytes for file in unique[: len(chosen) + 1]) > budget
 
 
 def test_a_cache_can_be_sent_to_another_process(folder):

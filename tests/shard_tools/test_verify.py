@@ -89,6 +89,8 @@ def test_a_missing_and_a_cut_tar_are_found(shards, capsys):
         (lambda s: s["keyframes"][2].update(frame=10_000), "sample film_0902: keyframe 2: bad frame 10000"),
         (lambda s: s["keyframes"][0].update(labels=[[99]]), "keyframe 0: label 99 is not a class"),
         (lambda s: s["video"].pop("fps"), "bad video.width, video.height or video.fps"),
+        (lambda s: s["video"].update(width=10**400), "bad video.width, video.height or video.fps"),
+        (lambda s: s["video"].update(fps=[10**400, 1]), "bad video.width, video.height or video.fps"),
         (lambda s: s["video"].update(keyframes=[5]), "bad video.keyframes"),
         (lambda s: s.update(dataset="other"), "dataset or source is not that of ava"),
     ],
@@ -161,6 +163,15 @@ def test_the_contact_sheet_shows_the_boxes_where_they_are(world, tmp_path, capsy
     orange = np.argwhere(np.abs(picture[:HEIGHT] - (255, 176, 0)).sum(axis=2) < 30)
     assert np.abs([orange.min(axis=0), orange.max(axis=0)] - np.array([[60, 80], [180, 240]])).max() <= 2
     assert (picture[HEIGHT:] > 200).any()
+
+
+def test_a_sample_that_the_index_puts_out_of_its_shard_is_not_drawn(shards, tmp_path, capsys):
+    path = shards / "kinetics-train.index.npy"
+    index = np.load(path)
+    index["video_offset"] = 2**63
+    np.save(path, index)
+    look(shards, tmp_path / "page.png", examples=4, seed=0)
+    assert "kinetics-train: example 0 cannot be drawn" in capsys.readouterr().out
 
 
 def test_a_sample_that_cannot_be_drawn_is_named(shards, tmp_path, capsys):

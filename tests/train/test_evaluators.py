@@ -130,6 +130,10 @@ def test_a_set_without_proposals_is_told_before_it_is_evaluated(tmp_path):
     ):
         tasks_of(recipe_of(tmp_path))
     assert tasks_of(recipe_of(tmp_path, "tasks.people.view.eval_boxes=groundtruth"))
+    # Training that evaluates nothing has no need of them.
+    assert open_tasks(recipe_of(tmp_path, "eval_every=0"))
+    with pytest.raises(UserError, match="none of 8 keyframes"):
+        open_tasks(recipe_of(tmp_path, "eval_every=10"))
 
 
 def test_a_limit_takes_examples_from_all_over_the_set(world):
