@@ -10,7 +10,7 @@ from benchmarks.reproduce.records import Record, final_metric, mean_ap, part_mas
 ALPHA = 0.05
 MARGIN = 0.02
 """Of top-1: what an upstream set may lose at most, by the lower end of the interval."""
-YES, NO = "yes", "no"
+YES, NO, NOT_ASKED = "yes", "no", "not asked by this plan"
 Runs = dict[str, list[Record]]
 
 
@@ -54,8 +54,13 @@ def conclude(runs: Runs, plan: Plan) -> str:
     for title, parts in goals.items():
         lines.append(f"- Goal, {title}: " + "; ".join(f"{part}: **{answer}**" for part, answer in parts.items()) + ".")
     reached = [title for title, parts in goals.items() if set(parts.values()) == {YES}]
-    is_open = len(goals) < len(CANDIDATES) or any(set(parts.values()) - {YES, NO} for parts in goals.values())
-    whole = f"reached by {' and '.join(reached)}" if reached else "still open" if is_open else "not reached"
+    answers = {answer for parts in goals.values() for answer in parts.values()}
+    if reached:
+        whole = f"reached by {' and '.join(reached)}"
+    elif NOT_ASKED in answers:
+        whole = NOT_ASKED
+    else:
+        whole = "still open" if len(goals) < len(CANDIDATES) or answers - {YES, NO} else "not reached"
     lines.append(f"- Goal as a whole, all parts by one schedule: **{whole}**.")
     lines += [
         "",
@@ -76,7 +81,7 @@ def _goal(name: str, runs: Runs, above: set[tuple[str, str]], plan: Plan) -> dic
 
     def answer(needed: Sequence[str], checks: Sequence[bool]) -> str:
         if any(regime not in plan.regimes for regime in needed):
-            return "not asked by this plan"
+            return NOT_ASKED
         if any(len(runs.get(regime, [])) < len(plan.seeds) for regime in (name, *needed)):
             return "open, as runs are missing"
         return YES if all(checks) else NO
