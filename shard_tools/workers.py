@@ -108,7 +108,8 @@ class _Worker(Generic[T, R]):
 
     def submit(self, tasks: Sequence[T], chunk: tuple[int, int], limit_s: float) -> None:
         self.chunk, self.busy, self.deadline = chunk, True, time.monotonic() + limit_s
-        # A worker that has died is noticed when its answer is read.
+        # A worker that has died is noticed when its answer is read. Out of memory, the kernel also ends processes that
+        # have nothing to do, which is no fault of the task to come.
         try:
             self.pipe.send(tasks[slice(*chunk)])
         except ConnectionError:
@@ -144,12 +145,9 @@ class _Worker(Generic[T, R]):
 def _idle(
     pool: "list[_Worker[T, R]]", workers: int, function: Callable[[Sequence[T]], Sequence[R]]
 ) -> "_Worker[T, R] | None":
-    for worker in [worker for worker in pool if not worker.busy]:
-        if worker.process.is_alive():
+    for worker in pool:
+        if not worker.busy:
             return worker
-        # Out of memory, the kernel also ends processes that have nothing to do: no fault of the task to come.
-        worker.kill()
-        pool.remove(worker)
     if len(pool) == workers:
         return None
     pool.append(_Worker(function))
