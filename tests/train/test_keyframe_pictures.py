@@ -154,7 +154,8 @@ def test_keyframes_without_a_person_or_a_readable_video_are_passed_over(tmp_path
     for number, (boxes, video) in enumerate(
         [([box], None), ([box], b"no video"), ([], None), ([box], None), ([box], None), ([], None)]
     ):
-        keyframe = {"timestamp": 902.0, "frame": 8, "boxes": boxes, "labels": [[1]] * len(boxes), "proposals": []}
+        keyframe: dict[str, object] = {"timestamp": 902.0, "frame": 8, "boxes": boxes, "labels": [[1]] * len(boxes)}
+        keyframe["proposals"] = [[*box, 0.9]]  # of which a set for evaluation has to have some
         record = {"key": f"k{number}", "video_id": f"m{number}", "video": video_record(38), "keyframes": [keyframe]}
         entries.append((record, video or box_video(boxes)))
     shards = write_set(tmp_path, "people", "val", "localisation", [ClassInfo(1, "a")], entries)
