@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -159,7 +160,8 @@ class Laboratory:
     def tell(self, line: str, clips: int) -> None:
         """Prints a line, with the time that so many clips will take at the rate of this machine's runs so far."""
         own = [record for record in self._all() if record["machine"] == self.machine.name]
-        rate = sum(map(_clips, own)) / sum(record["seconds"] for record in own) if own else CLIPS_A_SECOND
+        # The median: a run that stood still for an hour says nothing of those to come.
+        rate = statistics.median(_clips(record) / record["seconds"] for record in own) if own else CLIPS_A_SECOND
         left = duration(clips / rate / self.machine.jobs)
         print(f"{time.strftime('%H:%M:%S')}  {line}  left {left}" + ("" if own else " (a guess)"), flush=True)
 

@@ -262,6 +262,17 @@ def test_goes_on_with_what_has_no_record_and_never_takes_one_of_another_world(tm
         lab.records_found()
 
 
+def test_a_run_that_stood_still_does_not_lengthen_the_time_left(tmp_path, capsys):
+    lab = laboratory(tmp_path)
+    lab.do([Run(REGIMES["accumulate"], Setting(2e-3), seed) for seed in (0, 1, 2)], "runs")
+    path = lab.records / "accumulate-seed1.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "seconds": 1e6}))
+    capsys.readouterr()
+    # 100 s a run of 1,600 clips, two at a time.
+    lab.tell("now", 320_000)
+    assert re.search(r"now  left (\S+)\n", capsys.readouterr().out)[1] == "2:46:40"
+
+
 def test_the_search_of_a_rate_goes_on_beyond_an_edge_and_ends():
     def trials(*scores: tuple[float, float]):
         setting = [dataclasses.asdict(Setting(rate)) for rate, _ in scores]
