@@ -36,7 +36,7 @@ MICRO_BATCHES = {
     "own": [],
     "other": ["tasks.look.micro_batch=1", "tasks.where.micro_batch=4", "tasks.other.micro_batch=2"],
 }
-ATOL = dict.fromkeys(SCHEDULES, 5e-6) | {"per_stage": 1e-5}
+ATOL = dict.fromkeys(SCHEDULES, 5e-6) | {"per_stage": 1e-5, "sgd": 2e-6}
 """Rounding in fp32, which differs between processors (2.03e-6 was the most so far): weights move by 1e-2 and more.
 AdamW's first step divides a gradient by itself, so that a weight whose gradient is all but zero moves by its rounding;
 with stages there are three first steps."""
