@@ -45,6 +45,7 @@ class Slurm:
             "SLURM_NNODES": str(len(nodes)),
             "SLURM_JOB_NODELIST": "node[1-2]",  # real ones have to be unfolded by scontrol
             "SLURM_GPUS_ON_NODE": str(gpus),
+            "CUDA_VISIBLE_DEVICES": "",  # of the job's GPUs there are none
             "SLURM_CPUS_PER_TASK": "2",
         }
 

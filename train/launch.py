@@ -99,7 +99,7 @@ def init_distributed() -> Rank:
     """Joins the process group that deepspeed or torchrun has laid out; alone, without one, when started by python.
 
     Raises:
-        UserError: more processes of this machine than it has GPUs.
+        UserError: more processes of this machine than it has GPUs, or GPUs of a SLURM job that PyTorch cannot use.
     """
     world, index = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
@@ -112,6 +112,7 @@ def init_distributed() -> Rank:
         torch.cuda.set_device(local)
         device, backend = torch.device("cuda", local), "nccl"
     else:
+        _check_not_given_gpus()
         device, backend = torch.device("cpu"), "gloo"
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // _local_world(world)))
@@ -129,6 +130,19 @@ def init_distributed() -> Rank:
     watch_launcher()
     lifeline.tie(index, world, rank.gather)
     return rank
+
+
+def _check_not_given_gpus() -> None:
+    """A job whose GPUs PyTorch cannot use would hold them for days and train on the CPUs beside them."""
+    given = os.environ.get("SLURM_GPUS_ON_NODE", "0")
+    if given in ("", "0") or os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return
+    built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
+    raise UserError(
+        f"SLURM gave this job {given} GPUs of a machine, and PyTorch can use none: it {built}; compare that with the "
+        "driver's version in `nvidia-smi`, and install PyTorch for that driver (README.md, From raw data to AVA mAP). "
+        "To run on the CPUs of such a job, set CUDA_VISIBLE_DEVICES= (empty)"
+    )
 
 
 def _local_world(world: int) -> int:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from data.errors import UserError
+from train import launch
 from train.launch import StopSignal, init_distributed
 
 NUMBERS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -58,3 +59,21 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(UserError, match=r"process 3 of its machine has no GPU: .* sees 2.*--num_gpus 2.*_node 2"):
         init_distributed()
+
+
+def test_gpus_of_a_job_that_pytorch_cannot_use_are_no_reason_to_train_on_its_cpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "8")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(UserError, match=r"gave this job 8 GPUs.* can use none.*nvidia-smi.*CUDA_VISIBLE_DEVICES="):
+        init_distributed()
+
+
+@pytest.mark.parametrize(("given", "visible"), [("8", ""), ("0", None), ("", None), (None, None)])
+def test_cpus_are_used_where_no_gpu_was_given_or_none_is_wanted(given, visible, monkeypatch):
+    for name, value in {"SLURM_GPUS_ON_NODE": given, "CUDA_VISIBLE_DEVICES": visible}.items():
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    launch._check_not_given_gpus()
