@@ -53,10 +53,11 @@ class Augmentation:
 
 def draw_augmentation(view: ViewConfig, kind: Kind, rng: np.random.Generator) -> Augmentation:
     """Draws everything that is random about a training clip, in a fixed order. What is off draws nothing."""
+    keep_aspect = kind == "localisation"  # evaluation stretches the whole frame
     if view.short_side is not None:
-        crop = short_side_crop(view.short_side, view.image_size, view.flip, rng)
+        crop = short_side_crop(view.short_side, view.image_size, view.flip, keep_aspect, rng)
     else:
-        crop = random_crop(view.scale, view.ratio, view.flip, keep_aspect=kind == "localisation", rng=rng)
+        crop = random_crop(view.scale, view.ratio, view.flip, keep_aspect, rng)
     color = draw_color(view.color_jitter, rng) if view.color_jitter else None
     names = LOCALISATION_OPS if kind == "localisation" else CLASSIFICATION_OPS
     drawn = view.randaugment_ops

@@ -121,19 +121,26 @@ def random_crop(
     return rule
 
 
-def short_side_crop(short_side: tuple[int, int], image_size: int, flip: bool, rng: np.random.Generator) -> CropRule:
+def short_side_crop(
+    short_side: tuple[int, int], image_size: int, flip: bool, keep_aspect: bool, rng: np.random.Generator
+) -> CropRule:
     """A training view by SlowFast's scale jitter: as if the frame's short side were first resized to a length drawn
     from `short_side` (both included), and a square of `image_size` pixels then cut out of a random place.
 
     Here the square is cut out first, rounded to whole pixels of the frame, and resized once.
+
+    Args:
+        keep_aspect: as if the whole frame were resized to a square of that length instead, so that the view is
+            stretched as `whole_frame` is: evaluation shows people in the shape that training did.
     """
     length = int(rng.integers(short_side[0], short_side[1] + 1))
     place_y, place_x, mirrored = rng.random(3)
 
     def rule(height: int, width: int) -> Crop:
         short = min(height, width)
-        side = min(max(round(short * image_size / length), 1), short)
-        return _place(height, width, side, side, place_y, place_x, flip, mirrored)
+        sides = (height, width) if keep_aspect else (short, short)
+        crop_height, crop_width = (min(max(round(side * image_size / length), 1), side) for side in sides)
+        return _place(height, width, crop_height, crop_width, place_y, place_x, flip, mirrored)
 
     return rule
 

@@ -24,7 +24,8 @@ class ViewConfig:
         scale: smallest and largest share of the frame's area that a training crop covers.
         ratio: narrowest and widest shape of a training crop: a factor of a square's, or, in localisation, the frame's.
         short_side: in place of `scale` and `ratio`, SlowFast's scale jitter: the smallest and largest length in pixels
-            that the frame's short side is resized to, before a square of `image_size` is cut out of it.
+            that the frame's short side is resized to, before a square of `image_size` is cut out of it. In
+            localisation both sides are resized to it, as evaluation stretches the whole frame to the square.
         min_visible: a person of whom a smaller share of the box than this can be seen is dropped, labels and all.
         color_jitter: largest relative change of brightness, contrast and saturation in training, 0 (off) to 1.
         randaugment_ops: operations of RandAugment that are drawn for a training clip; 0 is off.

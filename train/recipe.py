@@ -101,7 +101,7 @@ class ViewRecipe:
     """Narrowest and widest shape of a training crop: a factor of a square's or, in localisation, of the frame's."""
     short_side: list[int] | None = None
     """In place of scale and ratio, SlowFast's scale jitter: the frame's short side is resized to a length (pixels) from
-    the first to the second, and a square of image_size cut out of a random place."""
+    the first to the second, in localisation both sides, and a square of image_size cut out of a random place."""
     min_visible: float = 0.25
     """Localisation drops a person of whose box a smaller share than this can be seen."""
     color_jitter: float = 0.0

@@ -112,7 +112,7 @@ def test_a_rule_gives_each_frame_size_its_own_crop_of_the_same_draw():
 @given(st.integers(0, 2**32), SIDE, SIDE, st.integers(8, 40), st.integers(0, 30), st.integers(0, 30))
 def test_short_side_jitter_is_resize_and_cut(seed, height, width, image_size, more, most):
     lengths = (image_size + more, image_size + more + most)
-    crop = short_side_crop(lengths, image_size, False, np.random.default_rng(seed))(height, width)
+    crop = short_side_crop(lengths, image_size, False, False, np.random.default_rng(seed))(height, width)
     assert crop.top >= 0 and crop.left >= 0
     assert crop.top + crop.height <= height and crop.left + crop.width <= width and crop.height == crop.width
     # As long as a cut of image_size after the resize, to half a pixel.
@@ -122,10 +122,22 @@ def test_short_side_jitter_is_resize_and_cut(seed, height, width, image_size, mo
 
 def test_short_side_jitter_reaches_all_lengths_and_places():
     rng = np.random.default_rng(0)
-    crops = [short_side_crop((256, 320), 224, True, rng)(256, 340) for _ in range(500)]
+    crops = [short_side_crop((256, 320), 224, True, False, rng)(256, 340) for _ in range(500)]
     assert {crop.width for crop in crops} == {round(256 * 224 / length) for length in range(256, 321)}
     assert min(crop.left for crop in crops) == 0 and max(crop.left + crop.width for crop in crops) == 340
     assert 180 < sum(crop.flip for crop in crops) < 320
+
+
+@given(st.integers(0, 2**32), SIDE, SIDE, st.integers(8, 40), st.integers(0, 30), st.integers(0, 30))
+def test_short_side_jitter_of_boxes_is_stretched_as_the_whole_frame_is(seed, height, width, image_size, more, most):
+    lengths = (image_size + more, image_size + more + most)
+    crop = short_side_crop(lengths, image_size, False, True, np.random.default_rng(seed))(height, width)
+    assert crop.top >= 0 and crop.left >= 0
+    assert crop.top + crop.height <= height and crop.left + crop.width <= width
+    # The same share of either side, to half a pixel.
+    for size, side in ((crop.height, height), (crop.width, width)):
+        assert side * image_size / lengths[1] - 0.5 <= size <= side * image_size / lengths[0] + 0.5
+    assert abs(crop.height / height - crop.width / width) <= 0.5 / height + 0.5 / width
 
 
 @given(SIDE, SIDE, st.integers(1, 5))

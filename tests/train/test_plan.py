@@ -2,16 +2,18 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 
+from data.augment import draw_augmentation
 from data.errors import UserError
 from data.mixture import StepPlan
 from tests.train.tiny_runs import tiny_recipe
 from train import main
 from train.launch import Rank
 from train.plan import describe_plan, make_plan, memory_by_stage
-from train.recipe import PROJECT, Recipe, load_recipe
+from train.recipe import PROJECT, Recipe, load_recipe, view_config
 
 RECIPES = sorted((PROJECT / "train" / "recipes").glob("*.yaml"))
 METHODS = ("cofinetune", "transfer", "ava", "ava_kinetics")
@@ -55,6 +57,19 @@ def test_baselines_see_the_same_clips(start):
     assert len({repr(recipe.tasks["ava"].view) for recipe in recipes.values()}) == 1
     assert len({repr(recipe.model) for recipe in recipes.values()}) == 1
     assert list(clips["transfer"])[-1] == "ava", "downstream comes last"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_people_are_trained_on_in_the_shape_that_evaluation_shows_them_in(path):
+    """Evaluation stretches the whole frame to the square."""
+    recipe, rng = load_recipe(path), np.random.default_rng(0)
+    for task in (task for task in recipe.tasks.values() if task.kind == "localisation"):
+        view = view_config(task.view, recipe.model)
+        for height, width in [(480, 854), (320, 768), (320, 426)] * 20:
+            crop = draw_augmentation(view, "localisation", rng).crop(height, width)
+            wider = (crop.height / height) / (crop.width / width)
+            assert view.ratio[0] - 0.01 <= wider <= view.ratio[1] + 0.01
+            assert view.short_side is None or wider == pytest.approx(1, abs=0.01)
 
 
 def test_the_toy_recipe_has_a_plan_for_one_rank_and_two():
