@@ -61,6 +61,7 @@ class Checkpoints:
         self.keep, self.keep_best = keep, tuple(keep_best)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Pending | None = None
+        self._unreadable: set[Path] = set()
 
     def newest(self) -> Path | None:
         """The newest whole checkpoint, or None."""
@@ -231,7 +232,7 @@ class Checkpoints:
         """The highest value of each metric of `keep_best`, and the first checkpoint that has it."""
         best: dict[str, tuple[float, Path]] = {}
         for folder in whole_checkpoints(self.folder):
-            for name, value in (read_state(folder).metrics or {}).items():
+            for name, value in (self._metrics(folder) or {}).items():
                 if name in self.keep_best and (name not in best or value > best[name][0]):
                     best[name] = (value, folder)
         return best
@@ -239,8 +240,18 @@ class Checkpoints:
     def _surplus(self) -> list[Path]:
         """Whole checkpoints that are neither among the newest nor the best of a metric."""
         whole = whole_checkpoints(self.folder)
-        kept = {*whole[-self.keep :], *(folder for _, folder in self._best().values())}
+        kept = {*whole[-self.keep :], *(folder for _, folder in self._best().values()), *self._unreadable}
         return [folder for folder in whole if folder not in kept]
+
+    def _metrics(self, folder: Path) -> dict[str, float] | None:
+        """What a checkpoint scored. One that cannot be read costs no newer one; it is told once, and left as it is."""
+        try:
+            return read_state(folder).metrics
+        except UserError as error:
+            if folder not in self._unreadable:
+                self._unreadable.add(folder)
+                print(f"warning: {error}: it is neither compared nor removed", file=sys.stderr, flush=True)
+            return None
 
     def _final(self, step: int) -> Path:
         return self.folder / f"step-{step:06d}"

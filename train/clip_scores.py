@@ -82,7 +82,7 @@ class Head:
 
 
 def load_head(checkpoint: str, task: str | None, fps: float | None, device: torch.device) -> Head:
-    """Raises UserError where there is no such checkpoint or task."""
+    """Raises UserError where there is no such checkpoint or task, or what it says of it does not fit its model."""
     model, config = read_model(find_weights(project_path(checkpoint)))
     heads: dict[str, Any] = config["heads"]
     if task is None:
@@ -96,6 +96,14 @@ def load_head(checkpoint: str, task: str | None, fps: float | None, device: torc
         packed = float(Fraction(told.get("fps") or 0))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{checkpoint}: config.json does not say how {task} is used ({error!r})") from error
+    backbone = config["backbone"]
+    for what, told_of, built in (
+        ("classes", len(classes), heads[task]["num_classes"]),
+        ("frames", view.num_frames, backbone["num_frames"]),
+        ("pixels a side", view.image_size, backbone["image_size"]),
+    ):
+        if told_of != built:
+            raise UserError(f"{checkpoint}: config.json says {told_of} {what} of {task}, and its model has {built}")
     return Head(model.to(device).eval(), task, heads[task]["kind"], classes, view, fps or packed or None, device)
 
 

@@ -45,6 +45,7 @@ def deepspeed_config(path: str, recipe: Recipe) -> dict[str, Any]:
             raise UserError(f"{where}: {key} must be an object, not {json.dumps(config[key])}")
     _agree(where, config, "gradient_clipping", recipe.optim.clip_grad, "optim.clip_grad")
     _agree(where, config, "managed_gradient_accumulation", False, "the loop, which accumulates over tasks")
+    _agree(where, config, "compute_grad_norm", True, "the loop, which leaves out steps whose norm is not finite")
     _agree(where, config["data_types"], "grad_accum_dtype", "fp32", "the loop, which accumulates in fp32")
     for key in ("fp16", "bf16"):
         if config[key].get("enabled"):

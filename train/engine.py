@@ -120,7 +120,8 @@ class DeepSpeedEngine:
         _check_values(deepspeed, config)
         zero = config["zero_optimization"]
         self.rank, self.stage = rank, zero["stage"]
-        if rank.world == 1 and self.stage == 2 and zero.get("offload_optimizer", {}).get("device", "none") == "none":
+        offloaded = (zero.get("offload_optimizer") or {}).get("device", "none") != "none"
+        if rank.world == 1 and self.stage == 2 and not offloaded:
             # One process divides gradients with nobody: stage 2 would hold as much as stage 1, and copy every gradient
             # in every micro-step, a tenth of a step on a CPU.
             config = {**config, "zero_optimization": {**zero, "stage": 1, "overlap_comm": False}}

@@ -222,7 +222,11 @@ def open_validation(
     for task in tasks:
         if task.name not in heads:
             raise UserError(f"the checkpoint has no head for the task {task.name}, only for {', '.join(heads)}")
-        differs = class_difference(heads[task.name]["classes"], [asdict(c) for c in task.classes])
+        try:
+            differs = class_difference(heads[task.name]["classes"], [asdict(c) for c in task.classes])
+        except (KeyError, TypeError) as error:
+            reason = f"the checkpoint's config.json does not say what the classes of {task.name} are ({error!r})"
+            raise UserError(reason) from error
         if differs is not None:
             raise UserError(
                 f"{task.recipe.val_shards} has other classes than the checkpoint's head for {task.name} was trained on "

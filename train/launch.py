@@ -150,6 +150,14 @@ def _local_world(world: int) -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world)
 
 
+class Stopped(Exception):
+    """All ranks end, as signal `number` asks one of them to."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
 class StopSignal:
     """Turns signals into a flag, so that a run ends after its step, with a checkpoint; a second SIGINT interrupts at
     once.
@@ -230,7 +238,11 @@ def command(main: Callable[[], None]) -> NoReturn:
         elif several and _lost_others(error):
             if lifeline.verdict(VERDICT_WAIT) is None:
                 reason = "another rank has ended; if that one gives no reason, it was killed (out of memory?)"
-                print(f"rank {index}: ends because {reason}", file=sys.stderr, flush=True)
+                if _closed(error):
+                    print(f"rank {index}: ends because {reason}", file=sys.stderr, flush=True)
+                else:  # what NCCL cannot do, or a port that is taken, can fail all ranks alike
+                    reason = f"{error}\n(where that says nothing: {reason})"
+                    _print_error(f"rank {index}: {reason}")
         else:
             traceback.print_exc()
             reason = repr(error)
@@ -257,5 +269,8 @@ def _print_error(text: str) -> None:
 
 def _lost_others(error: RuntimeError) -> bool:
     """Whether an error is what a collective raises when another rank is gone."""
-    signs = ("Connection closed by peer", "Connection reset by peer")
-    return isinstance(error, dist.DistError) or any(sign in str(error) for sign in signs)
+    return isinstance(error, dist.DistError) or _closed(error)
+
+
+def _closed(error: RuntimeError) -> bool:
+    return any(sign in str(error) for sign in ("Connection closed by peer", "Connection reset by peer"))

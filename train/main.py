@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import signal
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from train.engine import build_engine
 from train.environment import describe_environment, environment, write_environment
 from train.eval_board import EvalBoard
 from train.evaluators import EMA_PREFIX, check_metrics, evaluate_all, evaluate_tasks, metrics_of
-from train.launch import Rank, StopSignal, command, init_distributed, parse_args
+from train.launch import Rank, Stopped, StopSignal, command, init_distributed, parse_args
 from train.loop import StepPlan, evaluates, train
 from train.model import build_model, describe_init, model_config
 from train.optim import build_optimizer
@@ -28,6 +29,7 @@ from train.recipe import Recipe, dump_recipe, load_recipe
 from train.resume import recipe_changes, resume
 from train.run_log import RunLog, describe
 from train.tasks import mixture, open_tasks
+from train.whole_files import write_atomically
 
 
 def open_log(
@@ -36,7 +38,7 @@ def open_log(
     """Begins the log in the run's folder, and leaves recipe and environment there."""
     log = RunLog(recipe.out, rank, recipe.steps, recipe.log_every, start, flops, device_rate)
     if rank.first:
-        (Path(recipe.out) / "recipe.yaml").write_text(dump_recipe(recipe))
+        write_atomically(Path(recipe.out) / "recipe.yaml", dump_recipe(recipe))
         write_environment(recipe.out, found)
     return log
 
@@ -143,13 +145,19 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
             log.say(f"checkpoint {folder}")
 
     def evaluate(done: int) -> None:
-        with engine.whole() as model:
-            results = evaluate_tasks(model, tasks, rank, recipe, chance=False)
-        metrics = metrics_of(results)
-        if average is not None:
-            with average.applied(engine.module):
-                averaged = evaluate_all(engine.module, tasks, rank, recipe)
-            metrics |= {EMA_PREFIX + name: value for name, value in averaged.items()}
+        try:
+            with engine.whole() as model:
+                results = evaluate_tasks(model, tasks, rank, recipe, chance=False, stop=stop)
+            metrics = metrics_of(results)
+            if average is not None:
+                with average.applied(engine.module):
+                    averaged = evaluate_all(engine.module, tasks, rank, recipe, stop=stop)
+                metrics |= {EMA_PREFIX + name: value for name, value in averaged.items()}
+        except Stopped as asked:
+            save(done)  # without metrics, so that --resume evaluates it
+            finish(wait=True)
+            log.say(f"stopped by {asked} in the evaluation after step {done}; --resume goes on with that")
+            raise
         log.metrics(done, metrics)
         if rank.first:
             log.show(done, board.scalars(results), board.pictures(results))
@@ -170,9 +178,9 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
             finish(wait=True)
 
     cut_off = resumed is not None and read_state(resumed).metrics is None
-    if evaluates(recipe, start) and rank.gather(cut_off)[0]:
-        evaluate(start)
     try:
+        if evaluates(recipe, start) and rank.gather(cut_off)[0]:
+            evaluate(start)
         # Closed however the run ends: its workers are gone before the reason is told.
         dataset, batches = mixture(tasks, recipe, rank.node), plan.batches(start, rank.index)
         with closing(train_loader(dataset, batches, recipe.workers)) as loader:
@@ -182,6 +190,11 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
     except KeyboardInterrupt:
         log.close()
         raise
+    except Stopped as asked:
+        log.close()
+        if asked.number == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        return
     log.close()
 
 

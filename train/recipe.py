@@ -287,10 +287,13 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def recipe_differences(old: Recipe, new: Recipe) -> list[str]:
-    """`key: old -> new` of every value that differs."""
+    """`key: old -> new` of every value that differs, and of the tasks' order, which decides what a step trains."""
     before, after = _flatten(dataclasses.asdict(old)), _flatten(dataclasses.asdict(new))
     keys = sorted(before.keys() | after.keys())
-    return [f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys if before.get(k) != after.get(k)]
+    differences = [f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys if before.get(k) != after.get(k)]
+    if old.tasks.keys() == new.tasks.keys() and list(old.tasks) != list(new.tasks):
+        differences.append(f"tasks: in the order {', '.join(old.tasks)} -> {', '.join(new.tasks)}")
+    return differences
 
 
 def _check_training(recipe: Recipe, where: str) -> None:

@@ -144,6 +144,34 @@ def test_another_task_is_refused(run):
         go_on(run, other)
 
 
+@pytest.mark.parametrize("schedule", ["accumulate", "task_by_task"])
+def test_tasks_in_another_order_are_refused(run, schedule):
+    """Their order decides what a step trains, and in which stage."""
+    recipe, engine, config, checkpoints = run
+    recipe.schedule = schedule
+    checkpoints.save(1, engine, recipe, config, ALONE)
+    other = copy.deepcopy(recipe)
+    other.tasks["look"] = other.tasks.pop("look")
+    with pytest.raises(UserError, match=r"tasks: in the order look, where, other -> where, other, look\n"):
+        go_on(run, other)
+
+
+def test_an_older_checkpoint_that_cannot_be_read_costs_no_newer_one(run, capsys):
+    recipe, engine, config, checkpoints = run
+    checkpoints = Checkpoints(recipe.out, keep=1, keep_best=("look/top1",))
+    for step in (1, 2):
+        checkpoints.save(step, engine, recipe, config, ALONE)
+        checkpoints.note(step, {"look/top1": 1 - step / 10}, ALONE)
+    (checkpoints.folder / "step-000001" / "state.json").write_text("{}")
+    for step in (3, 4):
+        checkpoints.save(step, engine, recipe, config, ALONE)
+        checkpoints.note(step, {"look/top1": 0.1}, ALONE)
+    assert checkpoints.is_best({"look/top1": 0.85}, ALONE)
+    kept = [path.name for path in whole_checkpoints(checkpoints.folder)]
+    assert kept == ["step-000001", "step-000002", "step-000004"], "the best that can be read, the newest, the damaged"
+    assert capsys.readouterr().err.count("warning: ") == 1
+
+
 def test_what_changes_no_number_may_change_and_is_shown(run):
     recipe, engine, config, checkpoints = run
     folder = checkpoints.save(3, engine, recipe, config, ALONE)

@@ -208,3 +208,18 @@ def test_a_job_array_packs_a_set(tmp_path, monkeypatch):
     told = [job.communicate(timeout=120)[0] for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0], told
     assert ShardSet(tmp_path / "out" / "kinetics-train").manifest.samples == 4
+
+
+@pytest.mark.parametrize(
+    ("array", "told"),
+    [
+        # --array=3,7 of the jobs that failed: their parts of 32 would be 0/2 and 4/2
+        ({"SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_MAX": "7", "SLURM_ARRAY_TASK_COUNT": "2"}, "--array has gaps"),
+        ({}, "submit a job array"),
+    ],
+)
+def test_a_job_array_with_gaps_is_refused(array, told):
+    slurm = {"SLURM_SUBMIT_DIR": str(PROJECT), "SLURM_ARRAY_TASK_ID": "7", **array}
+    command = ["bash", str(PROJECT / "slurm" / "pack.sbatch"), "shard_tools/pack_kinetics.py"]
+    done = subprocess.run(command, env={**os.environ, **slurm}, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0 and "error: " in done.stderr and told in done.stderr

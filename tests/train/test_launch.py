@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from data.errors import UserError
 from train import launch
 from train.launch import StopSignal, init_distributed
+from train.recipe import PROJECT
 
 NUMBERS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -77,3 +80,32 @@ def test_cpus_are_used_where_no_gpu_was_given_or_none_is_wanted(given, visible, 
         else:
             monkeypatch.setenv(name, value)
     launch._check_not_given_gpus()
+
+
+FAILS = """
+import sys
+import torch.distributed as dist
+from train import lifeline, launch
+def main():
+    raise {error}
+launch.VERDICT_WAIT = 0.1
+launch.command(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        ("dist.DistBackendError('NCCL error: Duplicate GPU detected')", "error: rank 1: NCCL error: Duplicate GPU"),
+        ("dist.DistNetworkError('port 29500 is taken')", "error: rank 1: port 29500 is taken"),
+        (
+            "RuntimeError('pair.cc: Connection closed by peer')",
+            "rank 1: ends because another rank has ended; if",
+        ),
+    ],
+)
+def test_why_a_collective_failed_is_told(error, told):
+    environment = {**os.environ, "RANK": "1", "WORLD_SIZE": "2", "PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, "-c", FAILS.format(error=error)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and told in done.stderr and "Traceback" not in done.stderr

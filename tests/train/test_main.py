@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,8 +22,9 @@ from data.errors import UserError
 from tests.dist import free_port
 from tests.range_server import RangeServer
 from tests.tiny_shards import make_classification_set, make_localisation_set
-from train import main
+from train import evaluators, main
 from train.checkpoint_files import read_state, whole_checkpoints
+from train.evaluators import common
 from train.launch import Rank
 from train.recipe import PROJECT, load_recipe
 from train.tasks import open_tasks
@@ -250,6 +252,35 @@ def test_an_evaluation_that_breaks_off_costs_no_checkpoint(world, train_here, mo
     assert [path.name for path in folder.iterdir() if path.is_dir()] == ["step-000002"]
     train_here(*options, "--resume")
     assert ", from step 2 on" in (out := capsys.readouterr().out) and "step 2: kinetics/top1" in out
+    assert read_state(folder / "step-000002").metrics is not None
+
+
+@pytest.mark.parametrize(
+    ("number", "ends"), [(signal.SIGUSR1, nullcontext), (signal.SIGINT, lambda: pytest.raises(KeyboardInterrupt))]
+)
+def test_a_signal_during_an_evaluation_ends_the_run_with_a_checkpoint_to_evaluate(
+    number, ends, world, train_here, monkeypatch, capsys
+):
+    """SLURM's warning leaves less time than an evaluation of the full sets takes."""
+
+    def warned(batches, *others):
+        for batch in batches:
+            yield batch
+            os.kill(os.getpid(), number)
+
+    out = f"out=warned-{number}"
+    options = (out, "save_every=100", "eval_every=2", "workers=0", "eval_batch=1")
+    monkeypatch.setattr(common, "HEED_EVERY", 1)
+    with monkeypatch.context() as patch, ends():
+        patch.setattr(evaluators, "progress", warned)
+        train_here(*options)
+    folder = world / out.partition("=")[2] / "checkpoints"
+    assert [path.name for path in whole_checkpoints(folder)] == ["step-000002"]
+    assert read_state(folder / "step-000002").metrics is None
+    assert f"stopped by {number.name} in the evaluation after step 2;" in capsys.readouterr().out
+    train_here(*options, "--resume")
+    out = capsys.readouterr().out
+    assert "step 2: kinetics/top1" in out and "step 4: kinetics/top1" in out and "done: 4 steps" in out
     assert read_state(folder / "step-000002").metrics is not None
 
 

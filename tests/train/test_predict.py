@@ -431,3 +431,13 @@ def test_views_of_checkpoints_are_checked(tmp_path, model):
         (tmp_path / "config.json").write_text(json.dumps(config))
         with pytest.raises(UserError, match="does not say how clips is used"):
             load_head(str(tmp_path), "clips", None, CPU)
+    whole = json.loads((model / "config.json").read_text())["tasks"]["clips"]
+    for broken, told in (
+        ({**whole, "classes": whole["classes"][:-1]}, "5 classes of clips, and its model has 6"),
+        ({**whole, "view": {**whole["view"], "num_frames": 2}}, "2 frames of clips, and its model has 4"),
+        ({**whole, "view": {**whole["view"], "image_size": 64}}, "64 pixels a side of clips, and its model has 32"),
+    ):
+        config["tasks"]["clips"] = broken
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(UserError, match=told):
+            load_head(str(tmp_path), "clips", None, CPU)

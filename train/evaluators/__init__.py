@@ -15,8 +15,8 @@ from data.errors import UserError
 from data.loader import Loader, eval_batches
 from train.evaluators import classification, localisation
 from train.evaluators.collected import Collected
-from train.evaluators.common import Result, Settings, progress
-from train.launch import Rank
+from train.evaluators.common import Result, Settings, progress, until_stopped
+from train.launch import Rank, StopSignal
 from train.recipe import Recipe
 from train.tasks import Task
 
@@ -50,10 +50,15 @@ def check_metrics(key: str, wanted: Sequence[str], tasks: Sequence[Task], ema: b
 
 
 def evaluate_all(
-    model: nn.Module, tasks: Sequence[Task], rank: Rank, recipe: Recipe, limit: int | None = None
+    model: nn.Module,
+    tasks: Sequence[Task],
+    rank: Rank,
+    recipe: Recipe,
+    limit: int | None = None,
+    stop: StopSignal | None = None,
 ) -> dict[str, float]:
     """`{task}/{metric}` -> value, of every task that has validation shards; else as `evaluate_tasks`."""
-    return metrics_of(evaluate_tasks(model, tasks, rank, recipe, limit=limit, chance=False))
+    return metrics_of(evaluate_tasks(model, tasks, rank, recipe, limit=limit, chance=False, stop=stop))
 
 
 def metrics_of(results: Mapping[str, Result]) -> dict[str, float]:
@@ -71,6 +76,7 @@ def evaluate_tasks(
     chance: bool = True,
     average: str = "softmax",
     folders: Mapping[str, Path] | None = None,
+    stop: StopSignal | None = None,
 ) -> dict[str, Result]:
     """Evaluates every task that has validation shards; called on every rank, whose number does not change the result.
 
@@ -81,8 +87,10 @@ def evaluate_tasks(
         average: of several views of an example, the `softmax` or the `logits`.
         folders: task name -> where what is done is kept, and taken up again by another call for the same model, recipe
             and limit; None keeps nothing.
+        stop: what asks to stop.
 
     Raises:
+        Stopped: a signal has asked one of the ranks to.
         UserError: the model's output is not finite, or the loader's workers have died.
     """
     results = {}
@@ -97,7 +105,8 @@ def evaluate_tasks(
             left = np.setdiff1d(chosen, collected.done)
             with closing(_loader(data, rank, recipe, left)) as loader:
                 done = len(chosen) - len(left)
-                batches = progress(loader, rank, task.name, len(chosen), done, data.view.views)
+                heeded = until_stopped(loader, rank, stop)
+                batches = progress(heeded, rank, task.name, len(chosen), done, data.view.views)
                 settings = Settings(batches, recipe.precision == "bf16", chance, average)
                 results[task.name] = evaluator.evaluate(model, data, collected, rank, settings)
     return results

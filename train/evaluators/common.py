@@ -15,9 +15,11 @@ from data.errors import UserError
 from train.evaluators.keyframe_boxes import KeyframeBoxes
 from train.evaluators.predictions import Predictions
 from train.frame_map import FrameMap
-from train.launch import Rank
+from train.launch import Rank, Stopped, StopSignal
 from train.run_log import duration
 
+HEED_EVERY = 8
+"""Batches after which ranks ask each other whether a signal has come."""
 TELL_SECONDS = 30.0
 """Between two lines of progress where there is no terminal."""
 
@@ -74,6 +76,18 @@ class Settings:
     bf16: bool = False
     chance: bool = True
     average: str = "softmax"
+
+
+def until_stopped(batches: Iterable[Batch], rank: Rank, stop: StopSignal | None) -> Iterator[Batch]:
+    """The batches, of which all ranks have the same number.
+
+    Raises:
+        Stopped: on all ranks, after a signal to one of them.
+    """
+    for number, batch in enumerate(batches):
+        if stop is not None and number % HEED_EVERY == 0 and (asked := max(rank.gather(stop.number))):
+            raise Stopped(asked)
+        yield batch
 
 
 def progress(batches: Iterable[Batch], rank: Rank, name: str, examples: int, done: int, views: int) -> Iterator[Batch]:
