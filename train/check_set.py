@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import os
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +14,8 @@ from data.shards import ShardSet
 from data.storage import is_remote, local_path
 
 SHOWN = 3
+LEFT_OUT = "--exclude-ids"
+"""In the phrase of a manifest's counts for what was left out."""
 LOOKED_AT = 32
 """Keyframes of a validation set that are asked for detected boxes."""
 ROWS = 2**18
@@ -83,6 +87,24 @@ def check_boxes(where: str, data: TaskData) -> None:
             " which evaluation classifies: pack the set with --proposals FILE, or set"
             f" tasks.{data.name}.view.eval_boxes=groundtruth"
         )
+
+
+def leak_warning(where: str, evaluated: TaskData, trained: Sequence[TaskData]) -> str | None:
+    """A warning where Kinetics is trained on with videos that AVA-Kinetics evaluates: the packer of the latter lists
+    them beside its set, and that of Kinetics says in the manifest that it has left some out."""
+    prefix = evaluated.shards.prefix
+    if is_remote(prefix) or not (listed := Path(local_path(f"{prefix}.leaks.txt"))).is_file():
+        return None
+    count = len(listed.read_text(errors="replace").splitlines()) - 1  # a head line
+    kinetics = [data for data in trained if data.shards.manifest.dataset.startswith("kinetics")]
+    whole = [data for data in kinetics if LEFT_OUT not in str(data.shards.manifest.settings.get("dropped"))]
+    if count < 1 or not whole:
+        return None
+    return (
+        f"{where}={prefix}: {count} of its videos are training videos of Kinetics ({listed}), and"
+        f" {whole[0].shards.prefix} was packed without leaving them out: its mAP will be too high. Pack that set anew"
+        f" with --exclude-ids {listed}"
+    )
 
 
 def _check_index(where: str, shards: ShardSet) -> None:

@@ -16,7 +16,7 @@ from data.schedule import NodeShare
 from data.shard_cache import GB, ShardCache
 from data.shards import ClassInfo, ShardSet
 from data.storage import is_remote
-from train.check_set import check_boxes, check_set
+from train.check_set import check_boxes, check_set, leak_warning
 from train.recipe import Recipe, TaskRecipe, load_recipe, view_config
 
 
@@ -77,6 +77,10 @@ def open_tasks(
         evaluates = recipe.eval_every > 0 or not train
         if evaluates and task.val is not None and task.val.kind == "localisation":
             check_boxes(f"tasks.{task.name}.val_shards", task.val)
+            trained = [other.train for other in tasks if other.train is not None]
+            leak = leak_warning(f"tasks.{task.name}.val_shards", task.val, trained)
+            if leak is not None:
+                print(f"warning: {leak}", file=sys.stderr, flush=True)
     if cache is not None and recipe.cache.whole_shards:
         _check_room(tasks, recipe, cache, node or NodeShare())
     return tasks

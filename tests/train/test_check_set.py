@@ -1,0 +1,42 @@
+"""What is looked at before a run: training videos that the validation set evaluates."""
+
+import json
+
+import pytest
+
+from tests.tiny_shards import make_classification_set, make_localisation_set
+from train.recipe import parse_recipe
+from train.tasks import open_tasks
+
+RECIPE = """
+out: {folder}/run
+steps: 10
+eval_every: 10
+model: {{name: vit_tiny, num_frames: 4, image_size: 32}}
+tasks:
+  k700: {{kind: classification, shards: {folder}/kinetics-train, batch: 4}}
+  people: {{kind: localisation, shards: {folder}/people-train, val_shards: {folder}/people-val, batch: 4}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("listed", "dropped", "warned"),
+    [
+        ("youtube_id\nabc\ndef\n", {}, True),
+        ("youtube_id\nabc\ndef\n", {"clips of --exclude-ids": 3}, False),
+        ("youtube_id\n", {}, False),
+        (None, {}, False),
+    ],
+)
+def test_kinetics_videos_that_are_evaluated_are_warned_of(tmp_path, capsys, listed, dropped, warned):
+    make_classification_set(tmp_path, "kinetics", "train")
+    for split in ("train", "val"):
+        make_localisation_set(tmp_path, "people", split)
+    path = tmp_path / "kinetics-train.manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "settings": {**manifest.get("settings", {}), "dropped": dropped}}))
+    if listed is not None:
+        (tmp_path / "people-val.leaks.txt").write_text(listed)
+    open_tasks(parse_recipe(RECIPE.format(folder=tmp_path), "recipe"))
+    told = capsys.readouterr().err
+    assert ("2 of its videos are training videos of Kinetics" in told and "--exclude-ids" in told) == warned
