@@ -9,6 +9,7 @@ from train.recipe import parse_recipe
 from train.tasks import open_tasks
 
 RECIPE = """
+name: small
 out: {folder}/run
 steps: 10
 eval_every: 10
