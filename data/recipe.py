@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from data.errors import UserError
 from data.recipe_files import PROJECT, Layer, find_recipe, read_layers
@@ -107,7 +107,7 @@ def parse(layers: Sequence[Layer], overrides: Sequence[str], schema: type[R], st
         strict: whether every key must be the schema's; otherwise those that look like none of its keys are left out.
 
     Raises:
-        UserError: an unknown key (names the nearest right one) or a value of the wrong type.
+        UserError: an unknown key (names the nearest right one), a missing one, or a value of the wrong type.
     """
     where = layers[-1].where
     OmegaConf.register_resolver("project", lambda: str(PROJECT), replace=True)
@@ -130,6 +130,8 @@ def parse(layers: Sequence[Layer], overrides: Sequence[str], schema: type[R], st
         reason = (getattr(error, "msg", None) or str(error)).splitlines()[0]
         if "is not Optional" in reason or "Incompatible value 'None'" in reason:
             reason = "must not be null: give it a value, or leave it out of the recipe"
+        elif isinstance(error, MissingMandatoryValue):
+            reason = "is missing, and has no default"
         raise UserError(f"{where}: {key or 'value'}: {reason}") from error
     assert isinstance(recipe, schema)
     return recipe

@@ -74,6 +74,15 @@ def test_shards_that_have_moved_are_found_by_data_root_in_a_kept_recipe():
     assert parse_recipe(kept, "kept").tasks["ava"].shards == "/old/ava-train"
 
 
+def test_a_key_without_a_default_that_is_missing_is_named():
+    with pytest.raises(UserError, match=r"^mine: (name|out|steps): is missing, and has no default$"):
+        parse_recipe("tasks: {a: {kind: classification, shards: none}}", "mine")
+    model = "model: {name: vit_tiny, num_frames: 4, image_size: 32}"
+    whole = f"{{name: a, out: b, steps: 1, {model}, tasks: {{a: {{kind: classification}}}}}}"
+    with pytest.raises(UserError, match=r"^mine: tasks\.a\.shards: is missing, and has no default$"):
+        parse_recipe(whole, "mine")
+
+
 def test_a_relative_path_is_looked_for_in_the_project_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load_recipe("train/recipes/toy.yaml").name == "toy"
