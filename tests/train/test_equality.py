@@ -73,12 +73,8 @@ CASES = (
     + [(2, "zero3", "accumulate", "other")]
     + [(2, stage, "accumulate", "own") for stage in ("zero1_offload", "zero2_offload", "zero3_offload")]
     + [(2, stage, "per_stage", "own") for stage in ("zero2_offload", "zero3_offload")]
-    + [
-        (4, stage, name, "own")
-        for stage in ("zero1", "zero2")
-        for name in SCHEDULES
-        if name not in ("per_stage", "sgd")
-    ]
+    + [(4, "zero2", name, "own") for name in SCHEDULES if name not in ("per_stage", "sgd")]
+    + [(4, "zero1", "accumulate", "own")]
 )
 """Ranks, configuration, schedule, and whose micro-batches: the recipe's own or other ones."""
 
