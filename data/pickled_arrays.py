@@ -1,7 +1,9 @@
 """Reads a pickled dictionary of numpy arrays without letting the pickle run anything."""
 
+import io
 import math
 import pickle
+import pickletools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -129,6 +131,63 @@ for _package in ("numpy.core", "numpy._core"):
 _MALFORMED = (ValueError, TypeError, EOFError, LookupError, AttributeError, ArithmeticError, MemoryError, BufferError)
 
 
+def _argument(code: pickletools.OpcodeInfo) -> tuple[int, int, int]:
+    """What follows an opcode: bytes, and bytes of a length and lines after them."""
+    if code.arg is None:
+        return 0, 0, 0
+    if code.arg.n >= 0:
+        return code.arg.n, 0, 0
+    if code.arg.n == pickletools.UP_TO_NEWLINE:
+        return 0, 0, 2 if code.arg.name == "stringnl_noescape_pair" else 1
+    return 0, {pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT8U: 8}.get(code.arg.n, 4), 0
+
+
+_ARGUMENTS = {ord(code.code): _argument(code) for code in pickletools.opcodes}
+_PUTS = {pickle.PUT[0], pickle.BINPUT[0], pickle.LONG_BINPUT[0]}
+# Bytes of the opcodes that are never looked into; the others have 0.
+_STEPS = [0] * 256
+for _code, (_size, _prefix, _lines) in _ARGUMENTS.items():
+    if not _prefix and not _lines and _code not in _PUTS and _code != pickle.STOP[0]:
+        _STEPS[_code] = 1 + _size
+
+
+def _check_memo(content: bytes) -> None:
+    """Refuses a pickle that numbers its objects other than one after the other, since C's unpickler makes a table of
+    the size that the largest number asks for.
+
+    It ends where the unpickler cannot get past. `pickletools.genops` is slower, and refuses Python 2's bytes.
+
+    Raises:
+        pickle.UnpicklingError: an object's number is larger than the number of opcodes before it.
+    """
+    at, before, length = 0, -1, len(content)
+    while at < length:
+        code = content[at]
+        before += 1
+        if step := _STEPS[code]:
+            at += step
+            continue
+        if code == pickle.STOP[0] or code not in _ARGUMENTS:
+            return
+        size, prefix, lines = _ARGUMENTS[code]
+        start = at + 1
+        at = start + size
+        if prefix:
+            at = start + prefix + int.from_bytes(content[start : start + prefix], "little")
+        for _ in range(lines):
+            at = content.find(b"\n", at) + 1
+            if not at:
+                return
+        if code in _PUTS:
+            argument = content[start:at]
+            try:
+                number = int(argument) if lines else int.from_bytes(argument, "little")
+            except ValueError:
+                number = length
+            if number > before:
+                raise pickle.UnpicklingError(f"an object's place in its memo is {argument!r} after {before} opcodes")
+
+
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -150,7 +209,9 @@ def load_arrays(path: str) -> dict[str, np.ndarray]:
     """
     try:
         with open(path, "rb") as file:
-            content = _ArrayUnpickler(file, encoding="latin1").load()
+            written = file.read()
+        _check_memo(written)
+        content = _ArrayUnpickler(io.BytesIO(written), encoding="latin1").load()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except pickle.UnpicklingError as error:

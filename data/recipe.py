@@ -92,7 +92,7 @@ def view_config(view: Any, clip: ClipSize) -> ViewConfig:
     known = {part.name for part in dataclasses.fields(ViewConfig)} - {"num_frames", "image_size"}
     for key in settings:
         if key not in known:
-            raise UserError(f"{key}: unknown key; {_hint(key, key, sorted(known))}")
+            raise UserError(f"{key}: unknown key; {_hint(str(key), str(key), sorted(known))}")
     return ViewConfig(num_frames=clip.num_frames, image_size=clip.image_size, **settings)
 
 
@@ -172,7 +172,10 @@ def check_data(recipe: DataRecipe, where: str) -> None:
         one_of(where, f"{key}.kind", task.kind, ("classification", "localisation"))
         for part in ("batch", "micro_batch"):
             demand(getattr(task, part) >= 1, where, f"{key}.{part}", getattr(task, part), "must be at least 1")
-        demand(task.share >= 0, where, f"{key}.share", task.share, "must not be below 0")
+        # Of numbers near the largest there is, the sum would be infinite.
+        demand(0 <= task.share <= 1e9, where, f"{key}.share", task.share, "must be a finite number from 0 to 1e9")
+        good = isinstance(task.view, dict | None) or dataclasses.is_dataclass(task.view)
+        demand(good, where, f"{key}.view", task.view, f"must hold keys; give one of them, as in {key}.view.stride=2")
         try:
             view_config(task.view, recipe.model).check_kind(task.kind)
         except UserError as error:

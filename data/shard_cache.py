@@ -61,7 +61,7 @@ class ShardCache:
     def __init__(
         self, folder: str | os.PathLike[str] | None = None, max_bytes: float = DEFAULT_GB * GB, retry: Retry = RETRY
     ) -> None:
-        own = folder is None and FOLDER_VARIABLE not in os.environ
+        own = folder is None and not os.environ.get(FOLDER_VARIABLE)
         self.folder = os.path.abspath(folder if folder is not None else default_folder())
         self.max_bytes, self.retry = int(max_bytes), retry
         self._room = CacheRoom(self.folder, self.max_bytes)

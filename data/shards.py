@@ -55,6 +55,12 @@ NPY_HEAD = 4096
 
 Kind = Literal["classification", "localisation"]
 
+_MAKE_ANEW = "pack the dataset again"
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**48
+
 
 @dataclass(frozen=True)
 class ClassInfo:
@@ -62,6 +68,10 @@ class ClassInfo:
 
     id: int
     name: str
+
+    def __post_init__(self) -> None:
+        if not _is_count(self.id) or not isinstance(self.name, str):
+            raise TypeError(f"a class needs a whole number as id and a text as name, not {self.id!r} and {self.name!r}")
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,7 @@ class ShardInfo:
     sha256: str
 
     def __post_init__(self) -> None:
-        if not all(isinstance(n, int) and 0 <= n < 2**48 for n in (self.samples, self.examples, self.bytes)):
+        if not all(_is_count(n) for n in (self.samples, self.examples, self.bytes)):
             raise TypeError(f"samples, examples and bytes of {self.name!r} must be whole numbers, 0 or more")
 
 
@@ -117,12 +127,21 @@ class Manifest:
             if raw["format"] != FORMAT or raw["version"] != VERSION:
                 raise UserError(
                     f"{where}: is {raw['format']!r} version {raw['version']}, this program reads {FORMAT!r} version"
-                    f" {VERSION}; pack the dataset again"
+                    f" {VERSION}; {_MAKE_ANEW}"
                 )
             if raw["kind"] not in ("classification", "localisation"):
                 raise UserError(f"{where}: unknown kind {raw['kind']!r}")
+            for key in ("dataset", "split"):
+                if not isinstance(raw[key], str):
+                    raise UserError(f"{where}: {key} must be a text, not {raw[key]!r}; {_MAKE_ANEW}")
+            failures = raw["failures"]
+            if not isinstance(failures, dict) or not all(_is_count(lost) for lost in failures.values()):
+                raise UserError(f"{where}: failures must be an object of counts, not {failures!r}; {_MAKE_ANEW}")
             if not isinstance(raw["settings"], dict):
-                raise UserError(f"{where}: settings must be an object, not {raw['settings']!r}")
+                raise UserError(f"{where}: settings must be an object, not {raw['settings']!r}; {_MAKE_ANEW}")
+            classes = [ClassInfo(**c) for c in raw["classes"]]
+            if len({c.id for c in classes}) < len(classes):
+                raise UserError(f"{where}: two classes have one id; {_MAKE_ANEW}")
             shards = [ShardInfo(**shard) for shard in raw["shards"]]
             for shard in shards:
                 if Path(shard.name).name != shard.name:
@@ -133,15 +152,15 @@ class Manifest:
                 dataset=raw["dataset"],
                 split=raw["split"],
                 kind=raw["kind"],
-                classes=[ClassInfo(**c) for c in raw["classes"]],
+                classes=classes,
                 shards=shards,
-                failures=raw["failures"],
+                failures=failures,
                 settings=raw["settings"],
             )
         except UserError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(f"{where}: not a shard manifest ({type(error).__name__}: {error})") from error
+            raise UserError(f"{where}: not a shard manifest ({type(error).__name__}: {error}); {_MAKE_ANEW}") from error
 
 
 class ShardSet:

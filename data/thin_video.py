@@ -116,6 +116,9 @@ class _Samples:
         if same or count != frames:
             raise _Unsuited("sizes")
         sizes = _numbers(video, box, box.content + 12, count)
+        # Ranges may overlap: a small file could say of any number of frames that each is all of it.
+        if sizes.sum() > len(video):
+            raise _Unsuited("frames share their bytes")
         chunks = _column(video, found[b"stco"], 1)[:, 0]
         runs = _column(video, found[b"stsc"], 3)
         per_chunk = np.repeat(runs[:, 1], np.diff(np.append(runs[:, 0] - 1, len(chunks))))

@@ -64,7 +64,8 @@ def check_shard(task: ShardTask) -> ShardReport:
             found, examples = _check_sample(task, key, text, video)
             faults += [f"{info.name}: sample {key}: {fault}" for fault in found]
             rows += [(task.number, *place, item) for item in range(examples)]
-    except (tarfile.TarError, OSError, SampleError) as error:
+    # The last two: tarfile meets numbers that are none, and headers that each announce another one.
+    except (tarfile.TarError, OSError, ValueError, RecursionError) as error:
         faults.append(f"{info.name}: cannot be read on after {len(keys)} samples: {error}")
     if len(keys) != info.samples:
         faults.append(f"{info.name}: has {len(keys)} samples, the manifest says {info.samples}")
@@ -77,11 +78,15 @@ def check_shard(task: ShardTask) -> ShardReport:
 
 def _samples(path: Path) -> Iterator[tuple[str, bytes, bytes, tuple[int, int, int, int]]]:
     """Yields (key, JSON, video, their offsets and sizes). Raises SampleError where the tar holds anything else."""
+    whole = path.stat().st_size
     with tarfile.open(path, mode="r:") as tar:
         pair: list[tarfile.TarInfo] = []
         for member in tar:
-            if not member.isreg():
+            # A sparse one is a plain file to tarfile, which would write out its holes, of any size.
+            if not member.isreg() or member.issparse():
                 raise SampleError(f"member {member.name!r} is no plain file")
+            if member.size > whole:
+                raise SampleError(f"member {member.name!r} claims {member.size} bytes, the shard has {whole}")
             pair.append(member)
             if len(pair) < 2:
                 continue
@@ -131,8 +136,10 @@ def _check_sample(task: ShardTask, key: str, text: bytes, video: bytes) -> tuple
                     faults.append(str(error))
         if task.decode:
             faults += _check_video(video, record)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         faults.append(str(error))
+    except RecursionError:
+        faults.append("its JSON is nested too deeply")
     return faults, examples
 
 
@@ -146,7 +153,8 @@ def _video_record(sample: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(keys, list) or not all(isinstance(n, int) and 0 <= n < frames for n in keys) or 0 not in keys:
         raise SampleError("bad video.keyframes")
     times = record.get("times")
-    if times is not None and not (isinstance(times, list) and len(times) == frames and times == sorted(times)):
+    good = isinstance(times, list) and len(times) == frames and all(type(time) in (int, float) for time in times)
+    if times is not None and not (good and times == sorted(times)):
         raise SampleError("bad video.times")
     return record
 

@@ -214,6 +214,38 @@ def test_anything_else_is_an_error_of_the_file(write, content):
         load_arrays(write(content))
 
 
+MEMO = [
+    b"\x80\x02}r" + (2**26).to_bytes(4, "little") + b".",
+    b"\x80\x02}r" + (2**32 - 1).to_bytes(4, "little") + b".",
+    b"}p67108864\n.",
+    b"}p 67108864\0 is the end of C's text\n.",
+    b"\x80\x02}(U\x01rX\x01\0\0\0r\x8c\x01rI1\n\x8a\x01\x01cnumpy\ndtype\nr" + (2**26).to_bytes(4, "little") + b"u.",
+]
+
+LOAD_IN_LITTLE = """
+import resource, sys
+from data.errors import UserError
+from data.pickled_arrays import load_arrays
+taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + 2**28,) * 2)
+for path in sys.argv[1:]:
+    try:
+        load_arrays(path)
+    except UserError as error:
+        print("place in its memo" in str(error))
+"""
+
+
+def test_a_number_of_a_memo_takes_no_memory(tmp_path):
+    """C's unpickler makes a table of the size that a pickle's number of an object asks for."""
+    paths = [tmp_path / f"{number}.pkl" for number in range(len(MEMO))]
+    for path, content in zip(paths, MEMO, strict=True):
+        path.write_bytes(content)
+    root = Path(__file__).parents[2]
+    told = subprocess.check_output([sys.executable, "-c", LOAD_IN_LITTLE, *paths], cwd=root, text=True, timeout=120)
+    assert told.split() == ["True"] * len(MEMO)
+
+
 def test_a_missing_file_is_said(tmp_path):
     with pytest.raises(UserError, match="No such file"):
         load_arrays(str(tmp_path / "none.pkl"))

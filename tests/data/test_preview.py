@@ -126,6 +126,14 @@ def test_the_keyframe_is_among_the_drawn(frames):
         (["tasks.ava.shards=none/ava-train"], "tasks.ava.shards: no shards at none/ava-train"),
         (["tasks.ava.kind=classification"], "tasks.ava.shards: .*holds localisation"),
         (["--image", "/nowhere/sheet.png", "--clips", "1"], "cannot be written"),
+        (["schedule=weighted", "tasks.ava.share=.inf"], "tasks.ava.share=inf: must be a finite number"),
+        (["schedule=weighted", "tasks.ava.share=.nan"], "tasks.ava.share=nan: must be a finite number"),
+        (
+            ["schedule=weighted", "tasks.ava.share=1e308"],
+            "tasks.ava.share=1e.308: must be a finite number from 0 to 1e9",
+        ),
+        (["tasks.ava.view=5"], "tasks.ava.view=5: must hold keys"),
+        (["tasks.ava.view={1: 2}"], "tasks.ava.view.1: unknown key; known here: color_jitter"),
     ],
 )
 def test_a_mistake_is_told(run, args, message):

@@ -330,8 +330,11 @@ def test_a_folder_that_cannot_be_used(tmp_path):
         ShardCache(tmp_path / "file" / "cache")
 
 
-def test_a_default_folder_of_someone_else_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize("unset", [None, ""])
+def test_a_default_folder_of_someone_else_is_refused(tmp_path, monkeypatch, unset):
     monkeypatch.delenv("COFINETUNING_CACHE", raising=False)
+    if unset is not None:
+        monkeypatch.setenv("COFINETUNING_CACHE", unset)
     monkeypatch.setattr(shard_cache.tempfile, "gettempdir", lambda: str(tmp_path))
     cache = ShardCache()
     assert Path(cache.folder) == tmp_path / f"video-cofinetuning-{os.getuid()}"

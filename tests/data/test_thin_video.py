@@ -107,6 +107,35 @@ def test_another_number_of_frames_is_left_to_the_decoder():
     assert thin(video(SUITED["as packed"]), np.array([3]), FRAMES + 1) is None
 
 
+def with_table(file: bytes, kind: bytes, *numbers: int) -> bytes:
+    """A video of one stream, whose tables come last, with another table of a kind: its numbers after the version."""
+    start = file.index(kind) - 4
+    end = start + int.from_bytes(file[start : start + 4])
+    content = b"".join(number.to_bytes(4) for number in (0, *numbers))
+    changed = bytearray(file[:start] + (8 + len(content)).to_bytes(4) + kind + content + file[end:])
+    for parent in (b"moov", b"trak", b"mdia", b"minf", b"stbl"):
+        at = file.index(parent) - 4
+        size = int.from_bytes(file[at : at + 4]) + len(changed) - len(file)
+        changed[at : at + 4] = size.to_bytes(4)
+    return bytes(changed)
+
+
+def test_frames_that_share_their_bytes_are_not_multiplied():
+    """A small file can say of any number of frames that each is all of it."""
+    # Without the edit list, which bounds the length.
+    file, frames = video(SUITED["intra only"]).replace(b"edts", b"free"), 700
+    sizes = file.index(b"stsz") + 16
+    first = int.from_bytes(file[sizes : sizes + 4])
+    start = file.index(b"mdat") + 4
+    file = with_table(file, b"stts", 1, frames, 512)
+    file = with_table(file, b"stsc", 1, 1, 1, 1)
+    file = with_table(file, b"stco", frames, *[start] * frames)
+    file = with_table(file, b"stsz", 0, frames, *[first] * frames)
+    assert thin(file, np.arange(frames), frames) is None
+    clip = decode(file, np.arange(0, frames, 20), frames)
+    assert torch.equal(clip, clip[:1].expand_as(clip))
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_damaged_tables_give_a_file_or_none(data):

@@ -1,7 +1,9 @@
 """The verifier passes what the pack commands write, and names whatever is wrong with it."""
 
+import io
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +94,8 @@ def test_a_missing_and_a_cut_tar_are_found(shards, capsys):
         (lambda s: s["video"].update(width=10**400), "bad video.width, video.height or video.fps"),
         (lambda s: s["video"].update(fps=[10**400, 1]), "bad video.width, video.height or video.fps"),
         (lambda s: s["video"].update(keyframes=[5]), "bad video.keyframes"),
+        (lambda s: s["video"].update(times=[None] * s["video"]["frames"]), "bad video.times"),
+        (lambda s: s["video"].update(frames=2, keyframes=[0], times=[0, "a"]), "sample film_0902: bad video.times"),
         (lambda s: s.update(dataset="other"), "dataset or source is not that of ava"),
     ],
 )
@@ -102,6 +106,49 @@ def test_a_bad_record_is_found_and_named(shards, capsys, change, fault):
 
     rewrite(shards, "ava-train", apply)
     assert fault in faults(shards, capsys)
+
+
+def test_a_record_that_is_nested_too_deeply_is_found_and_named(shards, capsys):
+    nested = b"[" * 100_000 + b"]" * 100_000
+    rewrite(
+        shards, "kinetics-train", lambda sample, content: (nested if sample["key"][:3] == "id1" else sample, content)
+    )
+    shown = faults(shards, capsys)
+    assert "sample 0: its JSON is nested too deeply" in shown and "crashed" not in shown
+
+
+ODD = "member 'id0_000000_000010.json' "
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        # 1.0 of GNU's format: the file begins with a map of what it holds, here nothing.
+        (
+            {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(20 * 10**9)},
+            f"{ODD}is no plain file",
+        ),
+        ({"GNU.sparse.map": "a,b"}, "invalid literal for int"),
+        ({"size": str(20 * 10**9)}, f"{ODD}claims 20000000000 bytes, the shard has 10240"),
+        ({"size": str(10**30)}, f"{ODD}claims 1{'0' * 30} bytes"),
+    ],
+)
+def test_a_member_that_claims_more_than_the_shard_is_not_read(shards, capsys, fields, fault):
+    path = shards / "kinetics-train-000000.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("id0_000000_000010.json")
+        member.size, member.pax_headers = 512, fields
+        tar.addfile(member, io.BytesIO(b"0\n".ljust(512, b"\0")))
+    shown = faults(shards, capsys)
+    assert f"cannot be read on after 0 samples: {fault}" in shown and "crashed" not in shown
+
+
+def test_headers_that_lead_to_others_without_end_are_one_fault(shards, capsys):
+    header = tarfile.TarInfo("x")
+    header.type = tarfile.XHDTYPE
+    (shards / "kinetics-train-000000.tar").write_bytes(header.tobuf() * 2000)
+    shown = faults(shards, capsys)
+    assert "kinetics-train-000000.tar: cannot be read on after 0 samples: " in shown and "crashed" not in shown
 
 
 def test_a_label_that_is_not_the_class_is_found(shards, capsys):
