@@ -173,7 +173,9 @@ def _time(job: Job) -> list[str]:
 
 
 def _move(seconds: Fraction) -> list[str]:
-    return [f"setpts=PTS+{_seconds(seconds)}/TB"] if seconds else []
+    # In microseconds: the filter cuts off what is less than a unit, and where a unit is a whole frame (AVI, Ogg), a
+    # move back by a hair would be one by a frame.
+    return ["settb=AVTB", f"setpts=PTS+{_seconds(seconds)}/TB"] if seconds else []
 
 
 def _seconds(value: Fraction) -> str:
