@@ -165,7 +165,8 @@ def read_ssv2(path: str, labels: str) -> tuple[list[LabelledClip], list[ClassInf
         template = str(item.get("template", "")).replace("[", "").replace("]", "")
         if template and template not in number_of:
             raise UserError(f"{path}, entry {place} (id {video}): template {template!r} is not in {labels}")
-        clips.append(LabelledClip(video, (video,), (), number_of[template] if template else None, video))
+        label, folders = (number_of[template], (template,)) if template else (None, ())
+        clips.append(LabelledClip(video, (video,), folders, label, video))
     return clips, [ClassInfo(number, name) for name, number in number_of.items()], {}
 
 
