@@ -213,6 +213,8 @@ def test_ava_samples_hold_boxes_labels_persons_and_proposals(world):
     assert shards.manifest.settings["dropped"]["excluded keyframes, dropped"] == 1
     assert world.ava(rows, split="train") == 0
     assert len(world.shards("ava-train")) == 1, "in training, keyframes without a box are of no use"
+    assert world.ava(rows, split="Train_mini") == 0
+    assert len(world.shards("ava-Train_mini")) == 1, "a split of training whatever follows"
 
 
 def test_the_same_input_gives_the_same_bytes_whatever_the_workers_and_parts(world):
