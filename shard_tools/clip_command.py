@@ -30,8 +30,8 @@ _DEMUXERS = "mov,matroska,avi,flv,ogg,asf,mpeg,mpegts,mpegvideo,gif"
 @dataclass(frozen=True)
 class VideoSettings:
     """How clips are encoded. `short_side` and `fps` of None keep the source's; `gop` is in frames; `copy` keeps the
-    source's stream as it is, and what else is said of it does not count. Without `verify` an encoded clip is trusted to
-    decode after its first frame."""
+    source's stream as it is, and of the others only `min_frames` and `max_pixels` count. Without `verify` an encoded
+    clip is trusted to decode after its first frame."""
 
     short_side: int | None
     fps: Fraction | None
