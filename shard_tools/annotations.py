@@ -46,7 +46,8 @@ def read_kinetics(
     have no label).
 
     Rows of another split than `split` are left out where the file names splits; `val`, `validate` and `validation` are
-    one. Classes are `class_names`, else the sorted labels of the whole file: both usual files hold all classes.
+    one. A name of one's own, such as `train_mini`, takes all rows of a file of one split, and of several is an error.
+    Classes are `class_names`, else the sorted labels of the whole file: both usual files hold all classes.
 
     Returns:
         clips, classes, and counts of rows left out.
@@ -89,19 +90,28 @@ def read_kinetics(
 
 
 def _rows_of_split(path: str, split: str, splits: list[str]) -> tuple[list[int], dict[str, int]]:
-    """Numbers of the rows of `split`, and how many rows of other splits there are."""
-    alias = next((words for words in SPLIT_WORDS if split.lower() in words), {split.lower()})
-    if not any(splits):
+    """Numbers of the rows of `split`, and how many rows of other splits there are. Raises UserError where none is."""
+    there = sorted(set(filter(None, splits)))
+    if not there:
         return list(range(len(splits))), {}
+    alias = _alias(split)
     wanted = [number for number, word in enumerate(splits) if word.lower() in alias]
-    if wanted or split.lower() in set().union(*SPLIT_WORDS):
-        if not wanted:
-            raise UserError(
-                f"{path}: no row of split {split!r}; its column split says {', '.join(sorted(set(splits)))}"
-            )
+    if wanted:
         others = len(splits) - len(wanted)
         return wanted, {"rows of other splits": others} if others else {}
-    return list(range(len(splits))), {}  # a name of the user's own, such as train_mini
+    none = f"{path}: no row of split {split!r}; its column split says {', '.join(there)}"
+    if alias in SPLIT_WORDS:
+        raise UserError(none)
+    # A name of the user's own, such as train_mini, is right for a file of one split; of several, it would train on the
+    # rows that are to be evaluated.
+    if len({min(_alias(word)) for word in there}) > 1:
+        raise UserError(f"{none}: give --split one of these, or --annotations a file with the rows of one split")
+    return list(range(len(splits))), {}
+
+
+def _alias(split: str) -> set[str]:
+    """All words for a split, in small letters."""
+    return next((words for words in SPLIT_WORDS if split.lower() in words), {split.lower()})
 
 
 def read_moments(path: str, categories: str) -> tuple[list[LabelledClip], list[ClassInfo], dict[str, int]]:
@@ -155,7 +165,8 @@ def read_ssv2(path: str, labels: str) -> tuple[list[LabelledClip], list[ClassInf
         template = str(item.get("template", "")).replace("[", "").replace("]", "")
         if template and template not in number_of:
             raise UserError(f"{path}, entry {place} (id {video}): template {template!r} is not in {labels}")
-        clips.append(LabelledClip(video, (video,), (), number_of[template] if template else None, video))
+        label, folders = (number_of[template], (template,)) if template else (None, ())
+        clips.append(LabelledClip(video, (video,), folders, label, video))
     return clips, [ClassInfo(number, name) for name, number in number_of.items()], {}
 
 

@@ -51,8 +51,8 @@ def main(parser: argparse.ArgumentParser, make_plan: Callable[[argparse.Namespac
 
 def run(arguments: argparse.Namespace, make_plan: Callable[[argparse.Namespace], Plan]) -> int:
     """Plans, packs, merges and sums up. Returns the exit code."""
-    ffmpeg = require_ffmpeg()
     options = pack_options(arguments)
+    ffmpeg = require_ffmpeg(options.video.copy)
     plan = make_plan(arguments)
     shards = share_out(plan.items, options.samples_per_shard, options.seed)
     store = PartStore(arguments.out, plan, len(shards), {**settings(options), **plan.settings})

@@ -30,8 +30,8 @@ _DEMUXERS = "mov,matroska,avi,flv,ogg,asf,mpeg,mpegts,mpegvideo,gif"
 @dataclass(frozen=True)
 class VideoSettings:
     """How clips are encoded. `short_side` and `fps` of None keep the source's; `gop` is in frames; `copy` keeps the
-    source's stream as it is, and what else is said of it does not count. Without `verify` an encoded clip is trusted to
-    decode after its first frame."""
+    source's stream as it is, and of the others only `min_frames` and `max_pixels` count. Without `verify` an encoded
+    clip is trusted to decode after its first frame."""
 
     short_side: int | None
     fps: Fraction | None
@@ -173,7 +173,9 @@ def _time(job: Job) -> list[str]:
 
 
 def _move(seconds: Fraction) -> list[str]:
-    return [f"setpts=PTS+{_seconds(seconds)}/TB"] if seconds else []
+    # In microseconds: the filter cuts off what is less than a unit, and where a unit is a whole frame (AVI, Ogg), a
+    # move back by a hair would be one by a frame.
+    return ["settb=AVTB", f"setpts=PTS+{_seconds(seconds)}/TB"] if seconds else []
 
 
 def _seconds(value: Fraction) -> str:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from data.errors import UserError
 from data.shards import ClassInfo
-from shard_tools.annotations import LabelledClip
+from shard_tools.annotations import SPLIT_WORDS, LabelledClip
 from shard_tools.cli import require_videos
 from shard_tools.failures import Failure, Unpackable
 from shard_tools.items import CutClip, Item, Keys, Plan
 from shard_tools.source_video import probe
-from shard_tools.video_files import VideoFiles
+from shard_tools.video_files import VideoFiles, fold
 
 
 def classification_plan(
@@ -37,10 +37,14 @@ def classification_plan(
     repeated = 0
     uncut: list[tuple[Item, float]] = []
     asked: Counter[int] = Counter()
+    folders, nowhere = _class_folders(classes, arguments.split), frozenset[str]()
     for clip in clips:
-        match = files.match(clip.stems, clip.folders)
+        match = files.match(clip.stems, clip.folders, nowhere if clip.label is None else folders)
         if match is None:
-            lost.append(Failure(clip.listed, "missing"))
+            other = files.match(clip.stems)
+            lost.append(
+                Failure(clip.listed, "missing", f"{other[1]} is in the folder of another class" if other else "")
+            )
             asked.update(_ids(clip))
             continue
         stem, found = match
@@ -66,6 +70,12 @@ def classification_plan(
     if repeated:
         dropped = {**dropped, "rows that repeat a clip and its label": repeated}
     return Plan(arguments.dataset, arguments.split, "classification", classes, items, lost, dropped, asked=asked)
+
+
+def _class_folders(classes: Sequence[ClassInfo], split: str) -> frozenset[str]:
+    """Folders that say of which class the videos in them are. One named as a split says nothing: a class may be called
+    `training`, as the folder is that holds all the others."""
+    return frozenset(fold(c.name) for c in classes) - {fold(split)}.union(*SPLIT_WORDS)
 
 
 def _ids(clip: LabelledClip) -> list[int]:

@@ -5,14 +5,13 @@ import math
 
 from data.ava_files import read_annotations, read_excluded, read_labelmap, read_proposals
 from data.shards import ClassInfo
-from shard_tools.annotations import SPLIT_WORDS
 from shard_tools.keyframe_labels import KeyframeLabels, collect_keyframes
 from shard_tools.options import positive
 
 
 def add_options(parser: argparse.ArgumentParser, example: str) -> None:
     """Adds the options of annotations and segments; `example` is the name of an annotation file."""
-    shown = f"{example}; in training, keyframes without a box are left out"
+    shown = f"{example}; in training (a --split that begins with train), keyframes without a box are left out"
     parser.add_argument("--annotations", required=True, metavar="CSV", help=shown)
     shown = "ava_action_list_v2.2.pbtxt or the like; its classes are the logits, other labels are dropped"
     parser.add_argument("--labelmap", required=True, metavar="PBTXT", help=shown)
@@ -41,7 +40,7 @@ def read_keyframes(
         {c.id for c in classes},
         read_excluded(arguments.excluded) if arguments.excluded else set(),
         read_proposals(arguments.proposals) if arguments.proposals else None,
-        keep_empty=arguments.split.lower() not in SPLIT_WORDS[0],
+        keep_empty=not arguments.split.lower().startswith("train"),  # train_mini too
     )
     return classes, videos, dict(dropped)
 

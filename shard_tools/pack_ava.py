@@ -36,7 +36,8 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
     asked = count_keyframe_labels(videos)
     files = VideoFiles(arguments.videos)
     start = MOVIE_START if arguments.movie_start is None else arguments.movie_start
-    segments, lost = plan_segments(videos, files, Cut(start, arguments.margin, arguments.window))
+    where = Cut(start, arguments.margin, arguments.window)
+    segments, lost = plan_segments(arguments.dataset, videos, files, where)
     require_videos(segments, lost, files)
     if arguments.movie_start is None:
         _check_no_whole_film(segments, arguments.max_pixels)

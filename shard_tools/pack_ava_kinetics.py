@@ -37,7 +37,7 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
     classes, videos, dropped = read_keyframes(arguments)
     asked = count_keyframe_labels(videos)
     files = VideoFiles(arguments.videos)
-    segments, lost = plan_clip_segments(videos, files, arguments.margin, arguments.window)
+    segments, lost = plan_clip_segments(arguments.dataset, videos, files, arguments.margin, arguments.window)
     require_videos(segments, lost, files)
     if arguments.kinetics_train:
         _report_leaks(arguments, videos)

@@ -20,7 +20,11 @@ def options() -> argparse.ArgumentParser:
         samples_per_shard=500,
     )
     parser.add_argument(
-        "--annotations", required=True, metavar="CSV", help="header label,youtube_id,time_start,time_end,split"
+        "--annotations",
+        required=True,
+        metavar="CSV",
+        help="header label,youtube_id,time_start,time_end,split; rows of another split than --split are left out, and"
+        " where it is a name of your own, such as train_mini, all rows must be of one split",
     )
     parser.add_argument(
         "--classes",

@@ -108,10 +108,10 @@ class Segment(Item):
 
 
 def plan_segments(
-    videos: Mapping[str, Sequence[KeyframeLabels]], files: VideoFiles, cut: Cut
+    dataset: str, videos: Mapping[str, Sequence[KeyframeLabels]], files: VideoFiles, cut: Cut
 ) -> tuple[list[Segment], list[Failure]]:
     """Segments of up to eight keyframes whose clips touch, and what is lost: missing movies, one entry each, and
-    keyframes before the beginning of the file."""
+    keyframes before the beginning of the file. `dataset` is the name that the samples bear."""
     segments: list[Segment] = []
     lost: list[Failure] = []
     keys = Keys()
@@ -124,7 +124,7 @@ def plan_segments(
         for keyframe in all_keyframes[: len(all_keyframes) - len(keyframes)]:
             detail = f"keyframe {keyframe.timestamp:g} s is before the file's beginning, {cut.movie_start:g} s"
             lost.append(Failure(file, "outside the file", detail))
-        segments += _cut_up("ava", video, file, files.path(file), keyframes, cut, keys)
+        segments += _cut_up(dataset, video, file, files.path(file), keyframes, cut, keys)
     return segments, lost
 
 
@@ -147,7 +147,7 @@ def segment_runs(segments: Sequence[Segment]) -> list[int]:
 
 
 def plan_clip_segments(
-    videos: Mapping[str, Sequence[KeyframeLabels]], files: VideoFiles, margin: float, window: int
+    dataset: str, videos: Mapping[str, Sequence[KeyframeLabels]], files: VideoFiles, margin: float, window: int
 ) -> tuple[list[Segment], list[Failure]]:
     """Segments around the keyframes of AVA-Kinetics, whose videos are Kinetics clips cut out of the annotated videos.
 
@@ -155,6 +155,7 @@ def plan_clip_segments(
     uncut video only where no clip does. The name of a clip's file, `{id}_{start:06d}_{end:06d}`, says where it begins.
 
     Args:
+        dataset: the name that the samples bear.
         margin, window: as in `Cut`.
 
     Returns:
@@ -183,7 +184,7 @@ def plan_clip_segments(
                 lost.append(Failure(clips[0][2], "outside the file", detail))
         for (file, start), group in found.items():
             cut = Cut(start, margin, window)
-            segments += _cut_up("ava_kinetics", video, file, files.path(file), group, cut, keys)
+            segments += _cut_up(dataset, video, file, files.path(file), group, cut, keys)
     return segments, lost
 
 

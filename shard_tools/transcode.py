@@ -50,10 +50,13 @@ class Clip:
         return record | ({"copied": True} if self.copied else {}) | ({"times": self.times} if self.times else {})
 
 
-def require_ffmpeg() -> str:
-    """Version of the FFmpeg program. Raises UserError where it is missing or has no x264."""
+def require_ffmpeg(copy: bool = False) -> str:
+    """Version of the FFmpeg program. Raises UserError where it is missing or has no x264, or where ffprobe is missing,
+    which `copy` needs: it looks for the key frames of a copied stream."""
     if not shutil.which("ffmpeg"):
         raise UserError("ffmpeg not found: install it (Debian/Ubuntu: apt-get install ffmpeg)")
+    if copy and not shutil.which("ffprobe"):
+        raise UserError("ffprobe not found, which --copy needs: install it (Debian/Ubuntu: apt-get install ffmpeg)")
     done = subprocess.run(
         ["ffmpeg", "-v", "error", "-h", "encoder=libx264"], capture_output=True, text=True, check=False
     )

@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from functools import lru_cache
 
 from data.errors import UserError
 
@@ -82,13 +83,22 @@ class VideoFiles:
         match = self.match(stems, near)
         return match and match[1]
 
-    def match(self, stems: Sequence[str], near: Sequence[str] = ()) -> tuple[str, str] | None:
-        """As `find`, with the stem ahead of the path: the path does not say it, where a file has two extensions."""
-        wanted = {_fold(name) for name in near if name}
+    def match(
+        self, stems: Sequence[str], near: Sequence[str] = (), classes: frozenset[str] = frozenset()
+    ) -> tuple[str, str] | None:
+        """As `find`, with the stem ahead of the path: the path does not say it, where a file has two extensions.
+
+        `classes` are names of folders, as `fold` makes them, of which one tells what is in it: a file that lies in such
+        folders, and in none of `near`, is another video of the same name.
+        """
+        wanted = {fold(name) for name in near if name}
         for stem in stems:
             names = self._by_stem.get(stem)
+            if names and classes:
+                names = [name for name in names if _may_be(classes & _folders(name), wanted)]
             if names:
-                return stem, max(names, key=lambda name: len(wanted & {_fold(part) for part in name.split("/")[:-1]}))
+                one = len(names) == 1  # nearly always
+                return stem, names[0] if one else max(names, key=lambda name: len(wanted & _folders(name)))
         return None
 
     def clips(self, video: str) -> list[tuple[float, float, str]]:
@@ -119,5 +129,19 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _fold(name: str) -> str:
+def _folders(name: str) -> frozenset[str]:
+    return _folded(name.rpartition("/")[0])
+
+
+@lru_cache(maxsize=4096)  # there are many more files than folders
+def _folded(folder: str) -> frozenset[str]:
+    return frozenset(map(fold, folder.split("/")))
+
+
+def _may_be(classes: frozenset[str], wanted: set[str]) -> bool:
+    return not classes or not classes.isdisjoint(wanted)
+
+
+def fold(name: str) -> str:
+    """The name of a folder or class, spaces and underscores, capitals and small letters alike."""
     return name.replace("_", " ").lower()

@@ -42,6 +42,21 @@ def test_kinetics_never_packs_training_rows_as_validation(write):
         read_kinetics(write(HEADER + "a,1,0,10,train\n"), "val")
 
 
+def test_kinetics_takes_all_rows_of_one_split_under_a_name_of_its_own(write):
+    path = write(HEADER + "a,1,0,10,val\nb,2,0,10,validate\na,3,0,10,\n")
+    clips, _, left_out = read_kinetics(path, "val_mini")
+    assert len(clips) == 3 and not left_out
+
+
+def test_kinetics_never_packs_several_splits_under_a_name_of_its_own(write):
+    path = write(HEADER + "a,1,0,10,train\nb,2,0,10,validate\na,3,0,10,train\n")
+    with pytest.raises(
+        UserError, match=r"no row of split 'train_mini'.*train, validate: give --split one of th"
+    ) as told:
+        read_kinetics(path, "train_mini")
+    assert str(told.value).startswith(path) and "a file with the rows of one split" in str(told.value)
+
+
 def test_kinetics_columns_may_come_in_any_order_and_test_files_have_no_label(write):
     clips, classes, _ = read_kinetics(
         write("youtube_id,split,time_end,time_start\nx,test,10.0,0.0\n"), "test", ["b", "a"]

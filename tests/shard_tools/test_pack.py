@@ -164,6 +164,21 @@ def test_moments_and_ssv2_and_unlabelled_clips(world):
     assert found == {"7": 0, "8": None}
 
 
+def test_a_clip_whose_name_is_there_in_the_folder_of_another_class_alone_is_missing(world):
+    video(world.videos / "train" / "waving" / "001.mp4")
+    video(world.videos / "train" / "big_dance" / "002.mp4")
+    video(world.videos / "train" / "003.mp4")
+    rows = [f"{row},0,1,train" for row in ("clapping,001", "waving,001", "big dance,002", "train,003")]
+    assert world.kinetics(rows, "--max-failures", 0.3) == 0
+    found = {s["source"]: s["class_name"] for s, _ in read_all(world, "kinetics-train").values()}
+    # A class may be named as a split: folders of that name say nothing.
+    assert found == {"train/waving/001.mp4": "waving", "train/big_dance/002.mp4": "big dance", "train/003.mp4": "train"}
+    (line,) = (world.out / "kinetics-train.failures.jsonl").read_text().splitlines()
+    lost = json.loads(line)
+    assert (lost["source"], lost["reason"]) == ("clapping/001_000000_000001", "missing")
+    assert lost["detail"] == "train/waving/001.mp4 is in the folder of another class"
+
+
 def test_ava_samples_hold_boxes_labels_persons_and_proposals(world):
     video(world.videos / "m.1.mkv", "testsrc2=s=160x96:r=15", 6.0)
     rows = [
@@ -198,6 +213,8 @@ def test_ava_samples_hold_boxes_labels_persons_and_proposals(world):
     assert shards.manifest.settings["dropped"]["excluded keyframes, dropped"] == 1
     assert world.ava(rows, split="train") == 0
     assert len(world.shards("ava-train")) == 1, "in training, keyframes without a box are of no use"
+    assert world.ava(rows, split="Train_mini") == 0
+    assert len(world.shards("ava-Train_mini")) == 1, "a split of training whatever follows"
 
 
 def test_the_same_input_gives_the_same_bytes_whatever_the_workers_and_parts(world):
@@ -373,6 +390,8 @@ def test_nothing_packed_leaves_only_the_list_of_failures(world, capsys):
 
 def test_other_settings_or_annotations_are_refused_with_what_changed(world):
     many(world)
+    # In no class's folder, as in that of another class it would be another video.
+    (world.videos / "train" / "pull_ups" / "id_9_000000_000010.mp4").rename(world.videos / "id_9_000000_000010.mp4")
     world.kinetics(ROWS)
     with pytest.raises(UserError, match=r"--crf changed \(was 23, is 30\).*rm "):
         world.kinetics(ROWS, "--crf", 30)

@@ -13,6 +13,7 @@ from shard_tools.failures import Failure
 from shard_tools.keyframe_labels import KeyframeLabels
 from shard_tools.segments import Cut, plan_clip_segments, plan_segments, segment_runs
 from shard_tools.source_video import Source
+from shard_tools.verify import verify
 from shard_tools.video_files import VideoFiles
 from tests.shard_tools.raw import counter_source, ffmpeg, read_counter, video
 
@@ -22,7 +23,7 @@ CUT = Cut(movie_start=900, margin=1.5, window=64)
 def plan(tmp_path, stamps, cut=CUT):
     (tmp_path / "v.mp4").touch()
     videos = {"v": [KeyframeLabels(float(stamp)) for stamp in stamps]}
-    segments, lost = plan_segments(videos, VideoFiles(tmp_path), cut)
+    segments, lost = plan_segments("ava", videos, VideoFiles(tmp_path), cut)
     return [[keyframe.timestamp for keyframe in segment.keyframes] for segment in segments], segments, lost
 
 
@@ -45,7 +46,7 @@ def test_each_keyframe_finds_its_whole_clip_at_any_rate(tmp_path, fps, around):
 def test_keyframes_before_the_file_and_missing_movies_are_lost_and_named(tmp_path):
     (tmp_path / "v.mp4").touch()
     videos = {"v": [KeyframeLabels(899.0), KeyframeLabels(900.0)], "../v": [KeyframeLabels(902.0)] * 3}
-    segments, lost = plan_segments(videos, VideoFiles(tmp_path), CUT)
+    segments, lost = plan_segments("ava", videos, VideoFiles(tmp_path), CUT)
     assert [segment.examples for segment in segments] == [1]
     assert lost == [
         Failure("v.mp4", "outside the file", "keyframe 899 s is before the file's beginning, 900 s"),
@@ -56,7 +57,7 @@ def test_keyframes_before_the_file_and_missing_movies_are_lost_and_named(tmp_pat
 def test_keys_of_hostile_and_close_keyframes_are_plain_and_differ(tmp_path):
     (tmp_path / "a.b c.mp4").touch()
     videos = {"a.b c": [KeyframeLabels(900.0), KeyframeLabels(910.001), KeyframeLabels(920.0)]}
-    segments, _ = plan_segments(videos, VideoFiles(tmp_path), Cut(900, 0.0005, 64))
+    segments, _ = plan_segments("ava", videos, VideoFiles(tmp_path), Cut(900, 0.0005, 64))
     assert [segment.key for segment in segments] == ["a_b_c_0900", "a_b_c_0910", "a_b_c_0920"]
 
 
@@ -91,6 +92,10 @@ def test_time_counts_from_where_an_edit_list_begins(world):
 @pytest.mark.parametrize("fps", [None, "10"])
 def test_the_packed_keyframe_is_the_movie_at_that_second(world, fps):
     rates = {"film": 24000 / 1001, "cine": 24, "pal": 25, "ntsc": 30000 / 1001, "pc": 30, "stream": 25, "vfr": 25}
+    # AVI's unit of time is a whole frame; a keyframe between two frames of the source needs a finer one.
+    rates |= {"old": 24000 / 1001, "tape": 30000 / 1001}
+    video(world.videos / "old.avi", counter_source("24000/1001"), 20.0, "-g", "90", "-pix_fmt", "yuv420p")
+    video(world.videos / "tape.avi", counter_source("30000/1001"), 20.0, "-g", "90", "-pix_fmt", "yuv420p")
     # Of some seconds three frames in five are missing, of one all but the first.
     gaps = ",select='lt(mod(n,100),30)+gt(mod(n,100),60)+eq(mod(n,5),0)-between(n,126,149)'"
     video(world.videos / "vfr.mp4", counter_source("25") + gaps, 20.0, "-vsync", "vfr", "-pix_fmt", "yuv420p")
@@ -105,7 +110,7 @@ def test_the_packed_keyframe_is_the_movie_at_that_second(world, fps):
     shown = frames_of_keyframes(world, "ava-train")
     assert len(shown) == len(rows)
     for name, second, number in shown:
-        assert abs(number - (second - 900) * rates[name]) <= (0.5 if name in ("film", "ntsc") else 0), (name, second)
+        assert abs(number - (second - 900) * rates[name]) <= (0.5 if rates[name] % 1 else 0), (name, second)
 
 
 def test_a_movie_is_read_in_runs_and_each_segment_is_as_if_cut_alone(world, monkeypatch):
@@ -135,7 +140,7 @@ def test_runs_end_with_the_movie_at_their_length_and_at_a_gap(tmp_path):
         (tmp_path / f"{name}.mp4").touch()
     stamps = {"a": [*range(902, 990)], "b": [902, 910, 1000, 1004]}
     videos = {name: [KeyframeLabels(float(stamp)) for stamp in found] for name, found in stamps.items()}
-    made, _ = plan_segments(videos, VideoFiles(tmp_path), CUT)
+    made, _ = plan_segments("ava", videos, VideoFiles(tmp_path), CUT)
     assert segment_runs(made) == [8, 3, 2, 2]
 
 
@@ -199,7 +204,17 @@ def test_ava_kinetics_keyframes_are_found_in_the_clip_that_holds_most_around_the
 
 def test_a_keyframe_between_the_clips_is_lost_and_named(tmp_path):
     (tmp_path / "x_000010_000020.mp4").touch()
-    segments, lost = plan_clip_segments({"x": [KeyframeLabels(25.0)]}, VideoFiles(tmp_path), 1.5, 64)
+    segments, lost = plan_clip_segments("ava_kinetics", {"x": [KeyframeLabels(25.0)]}, VideoFiles(tmp_path), 1.5, 64)
     assert not segments
     detail = "keyframe 25 s is in none of this video's clips"
     assert lost == [Failure("x_000010_000020.mp4", "outside the file", detail)]
+
+
+@pytest.mark.parametrize("packer", ["ava", "ava_kinetics"])
+def test_a_set_under_a_name_of_its_own_is_of_that_name_throughout(world, packer):
+    video(world.videos / "v.mp4", counter_source("25"), 6.0, "-pix_fmt", "yuv420p")
+    whole = ("--movie-start", 0) if packer == "ava" else ()
+    rows = ["v,0002,0.1,0.2,0.5,0.9,12,1", "v,0003,0.1,0.2,0.5,0.9,12,1"]
+    assert getattr(world, packer)(rows, "--dataset", "street", *whole) == 0
+    assert world.shards("street-train").read_json(0)["dataset"] == "street"
+    assert verify(world.out, decode=True, workers=1) == 0

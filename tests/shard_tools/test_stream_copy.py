@@ -1,6 +1,7 @@
 """Copying streams: not one picture changes, and the record says when each frame is shown."""
 
 import hashlib
+import shutil
 import subprocess
 from fractions import Fraction
 
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 from torchcodec.decoders import VideoDecoder
 
+from data.errors import UserError
 from shard_tools.failures import Unpackable
 from shard_tools.stream_copy import copy_stream
+from shard_tools.transcode import require_ffmpeg
 from shard_tools.verify import verify
 from tests.shard_tools.raw import PICTURES, counter_source, ffmpeg, read_counter, video
 from tests.shard_tools.test_transcode import SETTINGS, job
@@ -87,3 +90,25 @@ def test_copied_sets_hold_with_frames_and_times(world):
     records = {shards.read_json(n)["source"]: shards.read_json(n)["video"] for n in range(2)}
     assert "times" not in records["a_000000_000002.mp4"]
     assert len(records["b_000000_000005.mkv"]["times"]) == records["b_000000_000005.mkv"]["frames"]
+
+
+def test_a_missing_ffprobe_is_said_before_any_work(world, monkeypatch):
+    video(world.videos / "a_000000_000002.mp4", PICTURES, 2.0)
+    alone = world.folder / "bin"
+    alone.mkdir()
+    (alone / "ffmpeg").symlink_to(str(shutil.which("ffmpeg")))
+    monkeypatch.setenv("PATH", str(alone))
+    assert require_ffmpeg(), "encoding does without"
+    with pytest.raises(UserError, match=r"ffprobe not found, which --copy needs: install it \(Debian/Ubuntu: apt-get"):
+        world.kinetics(["x,a,0,2,train"], "--copy")
+    assert not world.out.exists()
+
+
+def test_too_few_frames_and_too_many_pixels_are_failures_of_copies_too(world):
+    video(world.videos / "a_000000_000002.mp4", PICTURES, 2.0)
+    video(world.videos / "b_000000_000001.mp4", PICTURES, 1.0)
+    video(world.videos / "c_000000_000002.mp4", "testsrc2=s=256x192:r=15", 2.0)
+    rows = ["x,a,0,2,train", "x,b,0,1,train", "x,c,0,2,train"]
+    assert world.kinetics(rows, "--copy", "--min-frames", 20, "--max-pixels", 20_000, "--max-failures", 0.7) == 0
+    expected = {"b_000000_000001.mp4": "too short", "c_000000_000002.mp4": "too large"}
+    assert world.failures("kinetics-train") == expected

@@ -55,6 +55,21 @@ def test_a_video_is_found_by_name_alone(folder, stems, near, found):
     assert VideoFiles(folder).find(stems, near) == found
 
 
+@pytest.mark.parametrize(
+    ("stems", "near", "found"),
+    [
+        (["same"], ["b_c"], "b c/same.mp4"),
+        (["same"], ["pull ups"], None),
+        (["x_000001_000011", "z"], ["b c"], "z.WEBM"),
+        (["y"], ["a", "train"], "train/air drumming/y.mkv"),
+        (["x_000001_000011"], ["a", "train"], None),
+    ],
+)
+def test_a_video_in_the_folder_of_another_class_is_another_one(folder, stems, near, found):
+    match = VideoFiles(folder).match(stems, near, frozenset({"a", "b c", "pull ups"}))
+    assert (match and match[1]) == found
+
+
 def test_clips_are_found_by_their_video_padded_or_not(folder):
     files = VideoFiles(folder)
     assert files.clips("x") == [(1.0, 11.0, "train/pull_ups/x_000001_000011.mp4")]

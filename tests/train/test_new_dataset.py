@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from shard_tools import pack_ava, pack_kinetics
+from shard_tools.verify import verify
 from tests.shard_tools.raw import PICTURES, run_command, video
 from tests.tiny_shards import make_classification_set, make_localisation_set
 from tests.train.test_main import MAIN, RECIPE
@@ -49,6 +50,7 @@ def test_new_sets_are_added_by_a_recipe_alone(tmp_path):
     video(tmp_path / "videos" / "film.mp4", PICTURES, 6.0)
     for split in ("train", "val"):
         pack_new_sets(tmp_path, split)
+    assert verify(tmp_path / "shards", True, 1) == 0
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(folder=tmp_path))
     (tmp_path / "new.yaml").write_text(NEW)
     done = subprocess.run(
