@@ -40,6 +40,9 @@ def classification_plan(
     folders, nowhere = _class_folders(classes, arguments.split), frozenset[str]()
     for clip in clips:
         match = files.match(clip.stems, clip.folders, nowhere if clip.label is None else folders)
+        if match is None and clip.uncut:
+            # A name with the id and both times is one clip alone: of another edition, which called its class otherwise.
+            match = files.match([stem for stem in clip.stems if stem != clip.uncut[0]], clip.folders)
         if match is None:
             other = files.match(clip.stems)
             lost.append(

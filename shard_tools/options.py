@@ -55,8 +55,9 @@ def make_parser(
     add("--no-verify", action="store_true", help=shown)
     if can_copy:
         shown = (
-            "keep each video's own stream, whatever its codec, size and rate; of the other options here --min-frames and"
-            " --max-pixels alone count then (copies are always decoded in full), and clips decode as slowly as before"
+            "keep each video's own stream, whatever its codec, size and rate; of the other options here --min-frames"
+            " and --max-pixels alone count then, copies are always decoded in full, and clips decode as slowly as the"
+            " originals"
         )
         add("--copy", action="store_true", help=shown)
     add = parser.add_argument_group("work").add_argument

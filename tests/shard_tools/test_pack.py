@@ -168,11 +168,18 @@ def test_a_clip_whose_name_is_there_in_the_folder_of_another_class_alone_is_miss
     video(world.videos / "train" / "waving" / "001.mp4")
     video(world.videos / "train" / "big_dance" / "002.mp4")
     video(world.videos / "train" / "003.mp4")
-    rows = [f"{row},0,1,train" for row in ("clapping,001", "waving,001", "big dance,002", "train,003")]
+    # With its times the name is that of one clip, whose class an older edition called otherwise.
+    video(world.videos / "train" / "waving" / "004_000000_000001.mp4")
+    rows = [f"{row},0,1,train" for row in ("clapping,001", "waving,001", "big dance,002", "train,003", "clapping,004")]
     assert world.kinetics(rows, "--max-failures", 0.3) == 0
     found = {s["source"]: s["class_name"] for s, _ in read_all(world, "kinetics-train").values()}
     # A class may be named as a split: folders of that name say nothing.
-    assert found == {"train/waving/001.mp4": "waving", "train/big_dance/002.mp4": "big dance", "train/003.mp4": "train"}
+    assert found == {
+        "train/waving/001.mp4": "waving",
+        "train/big_dance/002.mp4": "big dance",
+        "train/003.mp4": "train",
+        "train/waving/004_000000_000001.mp4": "clapping",
+    }
     (line,) = (world.out / "kinetics-train.failures.jsonl").read_text().splitlines()
     lost = json.loads(line)
     assert (lost["source"], lost["reason"]) == ("clapping/001_000000_000001", "missing")
