@@ -206,6 +206,18 @@ def test_what_deepspeed_does_not_accept_is_told(tmp_path):
         assert message in text and "--ds" in text
 
 
+def built_with(out, path):
+    """The name of the engine that one process builds with a configuration."""
+    engine, _, _ = build(tiny_recipe(out), init_distributed(), path)
+    return type(engine).__name__
+
+
+def test_an_offload_of_null_is_none(tmp_path):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 2, "offload_optimizer": None}}))
+    assert run_ranks(built_with, 1, str(tmp_path / "run"), str(path)) == ["DeepSpeedEngine"]
+
+
 def chosen(out):
     """What each rank goes on from when the newest checkpoint is damaged."""
     rank = init_distributed()

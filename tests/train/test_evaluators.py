@@ -322,6 +322,9 @@ def test_a_model_of_other_classes_is_refused(world, tmp_path):
     config = {"backbone": {"num_frames": 4, "image_size": 32}, "tasks": {"clips": {"classes": []}}}
     with pytest.raises(UserError, match="other classes than the checkpoint's head for clips"):
         evaluate.open_validation(recipe, ["clips"], config)
+    config["tasks"] = {"clips": {"classes": [{"id": 7}]}}
+    with pytest.raises(UserError, match=r"config.json does not say what the classes of clips are \(KeyError"):
+        evaluate.open_validation(recipe, ["clips"], config)
     trained = read_model_config(find_weights(tmp_path))
     trained["tasks"]["clips"]["classes"].reverse()
     with pytest.raises(UserError, match=r"3 classes then, 3 now; class 0 was '.*' \(id 2\) and is '.*' \(id 0\)"):

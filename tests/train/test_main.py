@@ -229,7 +229,9 @@ def test_the_best_checkpoint_is_kept_and_a_missed_evaluation_is_made_up_for(worl
     last = folder / "step-000004"
     metrics, state = kept["step-000004"], replace(read_state(last), metrics=None)  # as if killed before the evaluation
     write_atomically(last / "state.json", state.to_json())
-    train_here(*options, "--resume", "log_every=1", "eval_keyframes=2")
+    with (world / "best" / "recipe.yaml").open() as before:  # who reads it meanwhile has it whole: it is replaced
+        train_here(*options, "--resume", "log_every=1", "eval_keyframes=2")
+        assert "eval_keyframes: 8\n" in before.read()
     out = capsys.readouterr().out
     assert (
         "step 4: kinetics/top1" in out
