@@ -141,7 +141,8 @@ def _check_not_given_gpus() -> None:
     raise UserError(
         f"SLURM gave this job {given} GPUs of a machine, and PyTorch can use none: it {built}; compare that with the "
         "driver's version in `nvidia-smi`, and install PyTorch for that driver (README.md, From raw data to AVA mAP). "
-        "To run on the CPUs of such a job, set CUDA_VISIBLE_DEVICES= (empty)"
+        "To run on the CPUs of such a job, set CUDA_VISIBLE_DEVICES= (empty), or, as DeepSpeed's launcher sets that "
+        "itself, SLURM_GPUS_ON_NODE=0"
     )
 
 
