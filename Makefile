@@ -43,8 +43,9 @@ setup:
 		echo "$(WANTED)" > $(VENV)/.installed; \
 	fi
 
+# As many files of tests at a time as there are cores, 8 at most; each in one thread, as others want the cores too.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,8 +1,10 @@
-"""Runs a function on several real gloo ranks, each a fresh process."""
+"""Runs a function on several real gloo ranks, each a fresh process: a fork of one that has imported, and no more."""
 
+import contextlib
 import multiprocessing as mp
 import os
 import pickle
+import random
 import socket
 import traceback
 from collections.abc import Callable
@@ -10,12 +12,19 @@ from typing import Any
 
 import torch
 
+PORTS = 1000
+"""For each process that runs tests."""
+
 
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port: int = s.getsockname()[1]
-    return port
+    """A port that nothing listens on, and that nobody else takes before the caller does: from a range of this process
+    of pytest-xdist's, below those that the system gives away itself."""
+    first = 12_000 + PORTS * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    while True:
+        port = first + random.SystemRandom().randrange(PORTS)
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return port
 
 
 def run_ranks(function: Callable[..., Any], world: int, *args: Any, timeout: float = 240) -> list[Any]:
@@ -24,11 +33,12 @@ def run_ranks(function: Callable[..., Any], world: int, *args: Any, timeout: flo
     The function must be importable (a module's own), its result picklable. An exception on any rank fails the test
     with that rank's traceback.
     """
-    context = mp.get_context("spawn")
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["train.main", "deepspeed"])
     queue = context.Queue()
     port = free_port()
     processes = [
-        context.Process(target=_rank, args=(function, rank, world, port, queue, args), daemon=False)
+        context.Process(target=_rank, args=(function, rank, world, port, dict(os.environ), queue, args), daemon=False)
         for rank in range(world)
     ]
     for process in processes:
@@ -49,8 +59,17 @@ def run_ranks(function: Callable[..., Any], world: int, *args: Any, timeout: flo
                 process.kill()
 
 
-def _rank(function: Callable[..., Any], rank: int, world: int, port: int, queue: Any, args: tuple[Any, ...]) -> None:
-    os.environ |= {
+def _rank(
+    function: Callable[..., Any],
+    rank: int,
+    world: int,
+    port: int,
+    environment: dict[str, str],
+    queue: Any,
+    args: tuple[Any, ...],
+) -> None:
+    os.environ.clear()  # that of the first test's
+    os.environ |= environment | {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(world),

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from data.augment import Augmentation, draw_augmentation
@@ -37,14 +37,17 @@ def blinking(clip: torch.Tensor) -> list[int]:
 
 def check(drawn: Augmentation, frames: torch.Tensor, box: list[int]) -> None:
     """Without a resize the box is found exactly. A resize blurs its border, which is found in the middle of the blur,
-    to a pixel; changes of colours that are not even may show all of the blur as box, or none of it."""
+    to a pixel; changes of colours that are not even may show all of the blur as box, or none of it, and with it the
+    pixel beyond that Sharpness has mixed in."""
     height, width = frames.shape[-2:]
     crop, names = drawn.crop(height, width), {op.name for op in drawn.ops}
     rows = np.array([box]) / [width, height, width, height]
     moved, visible = drawn.boxes(rows, crop, SIZE)
     assume(visible[0] > 0.1)
     clip = drawn.clip(crop.cut(frames), crop, SIZE)
-    blur = 1.0 + SIZE / min(crop.height, crop.width) if "Equalize" in names else 1.0
+    blur = 1.0
+    if "Equalize" in names:
+        blur += SIZE / min(crop.height, crop.width) + ("Sharpness" in names)
     tolerance = 1e-6 if (crop.height, crop.width) == (SIZE, SIZE) else blur
     np.testing.assert_allclose(np.array(blinking(clip), dtype=float), moved[0] * SIZE, atol=tolerance)
 
@@ -62,6 +65,7 @@ def test_every_operation_leaves_the_box_on_its_pixels(name, level):
 
 @settings(max_examples=40)
 @given(st.integers(0, 2**32), st.integers(60, 160), st.integers(60, 160), st.booleans(), st.integers(0, 20))
+@example(139, 83, 159, False, 4)
 def test_all_together_leave_the_box_on_its_pixels(seed, height, width, jitter, magnitude):
     rng = np.random.default_rng(seed)
     frames, box = scene(height, width, rng)

@@ -118,8 +118,9 @@ def test_each_shard_is_downloaded_once_for_all_ranks_of_a_machine(server, local,
     read = {f"{name}-train-{local[name].index[n]['shard']:06d}.tar" for name, own in batches for n in own}
     asked = shards_asked(server)
     assert 24 <= len(read) <= 34, "of 48: half of each window, and a shard on each border"
-    # Windows of three steps are so short that a worker may be at the one after the next of another's.
-    assert set(asked) == read and sum(asked.values()) <= len(read) + 4
+    # Windows of three steps are so short that a worker may be at the one after the next of another's, most of all on a
+    # busy machine; four ranks by themselves would ask nearly four times for each.
+    assert set(asked) == read and sum(asked.values()) <= 1.5 * len(read)
 
 
 def test_an_evaluation_does_not_take_the_place_of_training(server, local, tmp_path):
