@@ -18,7 +18,7 @@ from data.shards import ShardSet
 from tests.shard_tools.raw import PICTURES, video
 from tests.slurm import Slurm, directives, wait_for
 from tests.tiny_shards import make_classification_set, make_localisation_set
-from tests.train.test_main import BIN, MAIN, RECIPE
+from tests.train.commands import BIN, MAIN, RECIPE
 from train.recipe import PROJECT
 
 TRAIN, EVALUATE = PROJECT / "slurm" / "train.sbatch", PROJECT / "slurm" / "evaluate.sbatch"

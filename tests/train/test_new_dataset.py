@@ -10,7 +10,7 @@ from shard_tools import pack_ava, pack_kinetics
 from shard_tools.verify import verify
 from tests.shard_tools.raw import PICTURES, run_command, video
 from tests.tiny_shards import make_classification_set, make_localisation_set
-from tests.train.test_main import MAIN, RECIPE
+from tests.train.commands import MAIN, RECIPE
 
 LABELMAP = 'item { name: "walk the dog" id: 3 }\nitem { name: "feed the cat" id: 9 }\n'
 NEW = """
