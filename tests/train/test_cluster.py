@@ -17,21 +17,10 @@ import pytest
 from data.shards import ShardSet
 from tests.shard_tools.raw import PICTURES, video
 from tests.slurm import Slurm, directives, wait_for
-from tests.tiny_shards import make_classification_set, make_localisation_set
-from tests.train.commands import BIN, MAIN, RECIPE
+from tests.train.commands import BIN, MAIN
 from train.recipe import PROJECT
 
 TRAIN, EVALUATE = PROJECT / "slurm" / "train.sbatch", PROJECT / "slurm" / "evaluate.sbatch"
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cluster")
-    for split in ("train", "val"):
-        make_classification_set(folder, "kinetics", split)
-        make_localisation_set(folder, "ava", split)
-    (folder / "recipe.yaml").write_text(RECIPE.format(folder=folder))
-    return folder
 
 
 @pytest.fixture(scope="module")
