@@ -9,8 +9,7 @@ import pytest
 from shard_tools import pack_ava, pack_kinetics
 from shard_tools.verify import verify
 from tests.shard_tools.raw import PICTURES, run_command, video
-from tests.tiny_shards import make_classification_set, make_localisation_set
-from tests.train.commands import MAIN, RECIPE
+from tests.train.commands import MAIN, make_world
 
 LABELMAP = 'item { name: "walk the dog" id: 3 }\nitem { name: "feed the cat" id: 9 }\n'
 NEW = """
@@ -42,16 +41,13 @@ def pack_new_sets(folder: Path, split: str) -> None:
 
 
 def test_new_sets_are_added_by_a_recipe_alone(tmp_path):
-    for split in ("train", "val"):
-        make_classification_set(tmp_path, "kinetics", split)
-        make_localisation_set(tmp_path, "ava", split)
+    make_world(tmp_path)
     for name in ("v0", "v1"):
         video(tmp_path / "videos" / f"{name}.mp4", PICTURES, 2.0)
     video(tmp_path / "videos" / "film.mp4", PICTURES, 6.0)
     for split in ("train", "val"):
         pack_new_sets(tmp_path, split)
     assert verify(tmp_path / "shards", True, 1) == 0
-    (tmp_path / "recipe.yaml").write_text(RECIPE.format(folder=tmp_path))
     (tmp_path / "new.yaml").write_text(NEW)
     done = subprocess.run(
         [sys.executable, MAIN, "--recipe", "new.yaml"], cwd=tmp_path, capture_output=True, text=True, timeout=150
