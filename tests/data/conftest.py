@@ -1,4 +1,4 @@
-"""Shard sets that the loader's tests share, and files on a server for the cache's."""
+"""Shard sets that the loader's tests share, good and bad, and files on a server for the cache's."""
 
 from pathlib import Path
 
@@ -7,10 +7,11 @@ from hypothesis import settings
 
 from data import fetch, shard_cache
 from data.fetch import RemoteFile
-from data.shards import ShardSet
+from data.shards import ClassInfo, ShardSet
 from tests.data.cached_files import add
+from tests.data.examples import record
 from tests.range_server import RangeServer
-from tests.tiny_shards import make_classification_set, make_localisation_set
+from tests.tiny_shards import class_video, make_classification_set, make_localisation_set, write_set
 
 # A busy machine is no failure.
 settings.register_profile("no deadline", deadline=None)
@@ -25,6 +26,18 @@ def classification(tmp_path_factory) -> ShardSet:
 @pytest.fixture(scope="session")
 def localisation(tmp_path_factory) -> ShardSet:
     return make_localisation_set(tmp_path_factory.mktemp("shards"), "ava", "train", samples=4, keyframes=2)
+
+
+@pytest.fixture
+def damaged(tmp_path) -> ShardSet:
+    """Samples 0, 3, 6 and 7 are good; 1 is no video, 2 no JSON, 4 has a wrong frame count, 5 no label."""
+    good = class_video(0, 3)
+    entries = [(record(f"sample_{number}"), good) for number in range(8)]
+    entries[1] = (record("sample_1"), b"not a video")
+    entries[2] = (b'{"key": "samp', good)
+    entries[4] = (record("sample_4", frames=99), good)
+    entries[5] = (record("sample_5", label=None), good)
+    return write_set(tmp_path, "broken", "train", "classification", [ClassInfo(0, "only")], entries, shards=2)
 
 
 @pytest.fixture

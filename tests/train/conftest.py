@@ -1,11 +1,13 @@
-"""A small world on disk, and training on it in this process."""
+"""A small world on disk, training on it in this process, and a model to predict with."""
 
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 
 from tests.train.commands import make_world
+from tests.train.predicting import make_model
 from train import main
 from train.launch import Rank
 
@@ -25,3 +27,8 @@ def train_here(world, monkeypatch):
     yield lambda *args: main.run(main.parser().parse_intermixed_args(["--recipe", "recipe.yaml", *args]), rank)
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model"))
