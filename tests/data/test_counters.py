@@ -8,7 +8,7 @@ from data.loader import eval_loader, train_loader
 from data.shards import ClassInfo
 from data.storage import take_counts
 from data.view import ViewConfig
-from tests.data.test_dataset import mixture, record, task
+from tests.data.examples import mixture, record, task
 from tests.tiny_shards import class_video, write_set
 
 

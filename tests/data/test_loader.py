@@ -17,7 +17,7 @@ from data.errors import UserError
 from data.loader import eval_batches, eval_loader, train_loader, worker_death
 from data.order import EpochOrder
 from data.shards import ClassInfo, ShardSet
-from tests.data.test_dataset import mixture, record, task
+from tests.data.examples import mixture, record, task
 from tests.tiny_shards import class_video, write_set
 
 TENSORS = ("clips", "examples", "labels", "boxes", "box_clip")
@@ -226,7 +226,7 @@ import os, signal, time
 from data.errors import UserError
 from data.loader import eval_loader, worker_death
 from data.shards import ShardSet
-from tests.data.test_dataset import task
+from tests.data.examples import task
 from tests.data.test_loader import children
 try:
     batches = iter(eval_loader(task(ShardSet({classification.prefix!r})), 0, 1, 1, workers=1))

@@ -15,7 +15,7 @@ import torch
 from data.dataset import MixtureDataset
 from data.loader import train_loader
 from data.shards import ShardSet
-from tests.data.test_dataset import Counting, task
+from tests.data.examples import Counting, task
 
 RUN = """
 import os, sys, time
@@ -23,7 +23,7 @@ from contextlib import closing
 from data.dataset import MixtureDataset
 from data.loader import train_loader
 from data.shards import ShardSet
-from tests.data.test_dataset import mixture, task
+from tests.data.examples import mixture, task
 from tests.data.test_loader import children
 from train.launch import StopSignal, command
 

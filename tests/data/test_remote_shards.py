@@ -24,7 +24,7 @@ from data.schedule import NodeShare, Schedule
 from data.shard_cache import ShardCache
 from data.shards import ShardSet
 from data.storage import Retry, take_counts
-from tests.data.test_dataset import same, task
+from tests.data.examples import same, task
 from tests.range_server import RangeServer
 from tests.tiny_shards import make_classification_set
 
