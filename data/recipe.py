@@ -25,7 +25,9 @@ class ClipSize:
     """The clips that the model takes."""
 
     num_frames: int = 32
+    """Frames of a clip."""
     image_size: int = 224
+    """Height and width of a clip, in pixels."""
 
 
 @dataclass(kw_only=True)
@@ -58,7 +60,9 @@ class DataRecipe:
     data_root: str = "."
     """For use in the shards' paths: ${data_root}/kinetics-train."""
     seed: int = 0
+    """Of the first weights, the order and the augmentation; below 2^63."""
     schedule: str = "accumulate"
+    """accumulate (every step sees every task) | weighted | alternating | uniform | task_by_task: docs/training.md."""
     window: int = 16
     """Shards that are shuffled into each other."""
     workers: int = 4

@@ -45,11 +45,15 @@ class ModelRecipe(ClipSize):
     """The backbone: `models.create_backbone`'s arguments."""
 
     name: str = "vit_large"
+    """vit_tiny | vit_small | vit_base | vit_large | vit_huge, with timm's widths, depths and heads."""
     tubelet_size: list[int] = field(default_factory=lambda: [2, 16, 16])
+    """Frames, rows and columns of a tubelet."""
     embed_dim: int | None = None
-    """None: as the name says. The same holds for depth and num_heads."""
+    """Width of a token. None, here and in the next two: as the name says."""
     depth: int | None = None
+    """Blocks."""
     num_heads: int | None = None
+    """Attention heads, of embed_dim / num_heads each."""
     mlp_ratio: float | None = None
     """Width of a block's MLP over embed_dim. None, here and down to final_norm: as `init.source` has it, or else the
     value in brackets [4]."""
@@ -77,8 +81,9 @@ class ModelRecipe(ClipSize):
     compile: bool = False
     """torch.compile of each block; the first steps wait for the compiler."""
     mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
-    """Subtracted from RGB in [0, 1]; std divides after."""
+    """Subtracted from RGB in [0, 1]."""
     std: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
+    """What RGB is divided by after that."""
     subtract_mean_frame: float = 0.0
     """How much of each clip's mean frame is subtracted, in place of `mean`, 0 to 1: at 1 a still background vanishes,
     motion stays. For small models that start from random weights; pretrained ones want their own mean."""
@@ -137,6 +142,7 @@ class HeadRecipe:
     """A task's head."""
 
     dropout: float = 0.0
+    """In front of the last layer: a probability in [0, 1)."""
     pool: str | None = None
     """classification: mean | class_token; localisation, inside of a box: max | mean. None: the head's default."""
     fc_norm: bool | None = None
@@ -156,6 +162,7 @@ class TaskRecipe(TaskSource):
     """One dataset: its shards, its part of a step, its loss and its head."""
 
     loss_weight: float = 1.0
+    """What the mean loss of the task's clips is multiplied by."""
     label_smoothing: float = 0.0
     """Share of a clip's label that is spread over all classes, 0 to 1; classification only."""
     lr_scale: float = 1.0
@@ -175,10 +182,15 @@ class OptimRecipe:
     nesterov: bool = False
     """For sgd: Nesterov's momentum."""
     lr: float = 1e-3
+    """After the warm-up: of the heads, and of all layers where layer_decay is 1."""
     min_lr: float = 0.0
+    """Where cosine and linear end."""
     warmup_steps: int = 0
+    """Steps over which the rate rises in even steps to lr."""
     schedule: str = "cosine"
+    """cosine | linear | constant, after the warm-up."""
     weight_decay: float = 0.05
+    """Not of biases, norms, positions and tokens, as in timm."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     """For adamw."""
     layer_decay: float = 1.0
@@ -211,6 +223,7 @@ class Recipe(DataRecipe):
     """A run. With the seed and the step, it decides every clip and every number of it."""
 
     name: str
+    """Of the run, for its lines and logs."""
     out: str
     """The run's folder: checkpoints, log, TensorBoard, evaluation."""
     # OmegaConf fills it with TaskRecipe alone, so that nothing less gets in by way of the base class.
@@ -226,6 +239,7 @@ class Recipe(DataRecipe):
     """Decay of a moving average of the weights, evaluated beside them (metrics ema/{task}/{metric}) and kept in
     checkpoints as ema.safetensors; every rank holds it, 4 bytes a parameter. 0: none."""
     log_every: int = 20
+    """Steps between lines of the log."""
     gradients_every: int = 0
     """Every so many steps of a task, TensorBoard gets the norm of its gradient on its head and on the backbone, and
     under accumulate the cosine of every two tasks' on the backbone; docs/training.md says what it costs. 0: never."""
