@@ -45,7 +45,8 @@ class TaskSource:
     micro_batch: int = 8
     """Most clips of one forward pass on one rank."""
     share: float = 1.0
-    """U_j / U: this task's share of the run's steps (schedules weighted and task_by_task)."""
+    """The task's part of the run's steps is this over the sum of all tasks': U_j / U (schedules weighted and
+    task_by_task)."""
     view: Any = field(default_factory=dict)
     """How a clip is cut from a video and augmented: keys of ViewConfig."""
 

@@ -21,8 +21,9 @@ __all__ = ["PROJECT", "Recipe", "load_recipe", "parse_recipe", "project_path", "
 class InitRecipe:
     """Where the backbone's first weights come from (nothing: random). docs/weights.md has a line for every family.
 
-    What the recipe leaves open of the backbone's network (the keys of `model` that are None) is as the source has it;
-    what it says otherwise is an error that names the keys to set. Positions are interpolated to the recipe's clips.
+    What the recipe leaves open of the backbone's network (the keys of `model` that are None) is as the source has it.
+    Where it has other sizes, activations or epsilons, the error names the keys to set; what else it says otherwise shows
+    as missing or unexpected tensors. Positions are interpolated to the recipe's clips.
     """
 
     source: str | None = None
@@ -42,7 +43,7 @@ class InitRecipe:
 
 @dataclass(kw_only=True)
 class ModelRecipe(ClipSize):
-    """The backbone: `models.create_backbone`'s arguments."""
+    """The backbone: `models.create_backbone`'s arguments, how it is run, and how clips are normalised for it."""
 
     name: str = "vit_large"
     """vit_tiny | vit_small | vit_base | vit_large | vit_huge, with timm's widths, depths and heads."""
@@ -74,7 +75,8 @@ class ModelRecipe(ClipSize):
     drop_path_rate: float = 0.0
     """Stochastic depth of the last block; linear from 0 at the first one."""
     attention: str = "auto"
-    """What computes attention: auto | sdpa | flash_attn | eager. auto is sdpa, PyTorch's own."""
+    """What computes attention: auto | sdpa | flash_attn | eager. auto is sdpa, PyTorch's own, which has flash kernels;
+    flash_attn is a package that requirements-gpu.txt says how to install, for CUDA and precision=bf16."""
     grad_checkpointing: str = "none"
     """none | selective | full: how much of the activations the backward pass computes anew. none keeps what matrix
     products and attention gave, selective only attention's part of it (the MLP is done again), full a block's input."""
@@ -144,7 +146,7 @@ class HeadRecipe:
     dropout: float = 0.0
     """In front of the last layer: a probability in [0, 1)."""
     pool: str | None = None
-    """classification: mean | class_token; localisation, inside of a box: max | mean. None: the head's default."""
+    """classification: mean | class_token; localisation, inside of a box: max | mean. None: mean; max."""
     fc_norm: bool | None = None
     """A LayerNorm behind the pooling, for backbones with final_norm: false; classification only (None: no)."""
     roi_size: int | None = None
@@ -162,7 +164,7 @@ class TaskRecipe(TaskSource):
     """One dataset: its shards, its part of a step, its loss and its head."""
 
     loss_weight: float = 1.0
-    """What the mean loss of the task's clips is multiplied by."""
+    """What the mean loss of the task's clips, or boxes in localisation, is multiplied by."""
     label_smoothing: float = 0.0
     """Share of a clip's label that is spread over all classes, 0 to 1; classification only."""
     lr_scale: float = 1.0

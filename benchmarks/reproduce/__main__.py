@@ -34,7 +34,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     arguments = _parser().parse_args()
     plan, name = (QUICK, "reproduce_quick") if arguments.quick else (FULL, "reproduce")
-    work = arguments.work or PROJECT / "runs" / name
+    # Other results are of runs of their own: a training that is there would not be done again.
+    work = arguments.work or (arguments.results / "work" if arguments.results else PROJECT / "runs" / name)
     results = arguments.results or (work / "results" if arguments.quick else PROJECT / "benchmarks" / "results" / name)
     try:
         require_ffmpeg()
@@ -78,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     shown = "trainings at a time (default: one on a GPU, else one per CPU core)"
     add("--jobs", type=int, metavar="N", help=shown)
     shown = "for the world, checkpoints and logs; may be deleted afterwards (default: runs/reproduce, with --quick"
-    add("--work", type=Path, metavar="DIR", help=f"{shown} runs/reproduce_quick)")
+    add("--work", type=Path, metavar="DIR", help=f"{shown} runs/reproduce_quick, with --results RESULTS/work)")
     shown = "for records and report (default: benchmarks/results/reproduce, with --quick WORK/results)"
     add("--results", type=Path, metavar="DIR", help=shown)
     add("--report-only", action="store_true", help="write the report of the records there are; nothing is trained")

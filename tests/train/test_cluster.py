@@ -171,8 +171,15 @@ def test_a_job_array_packs_a_set(tmp_path, monkeypatch):
         video(tmp_path / "videos" / f"id{n}.mp4", PICTURES, 1.0)
     rows = [f"{'run' if n % 2 else 'jump'},id{n},0,1,train" for n in range(4)]
     (tmp_path / "list.csv").write_text("\n".join(["label,youtube_id,time_start,time_end,split", *rows]) + "\n")
-    monkeypatch.chdir(PROJECT)
-    command = ["bash", "slurm/pack.sbatch", "shard_tools/pack_kinetics.py", "--annotations", tmp_path / "list.csv"]
+    monkeypatch.chdir(tmp_path)
+    # From another folder: scripts are looked up in the project too.
+    command = [
+        "bash",
+        PROJECT / "slurm" / "pack.sbatch",
+        "shard_tools/pack_kinetics.py",
+        "--annotations",
+        tmp_path / "list.csv",
+    ]
     command += [
         "--videos",
         tmp_path / "videos",
@@ -187,7 +194,7 @@ def test_a_job_array_packs_a_set(tmp_path, monkeypatch):
     jobs = [
         subprocess.Popen(
             [str(word) for word in command],
-            env={**os.environ, **array, "SLURM_SUBMIT_DIR": str(PROJECT), "SLURM_ARRAY_TASK_ID": number},
+            env={**os.environ, **array, "PROJECT": str(PROJECT), "SLURM_ARRAY_TASK_ID": number},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
