@@ -22,8 +22,8 @@ class InitRecipe:
     """Where the backbone's first weights come from (nothing: random). docs/weights.md has a line for every family.
 
     What the recipe leaves open of the backbone's network (the keys of `model` that are None) is as the source has it.
-    Where it has other sizes, activations or epsilons, the error names the keys to set; what else it says otherwise shows
-    as missing or unexpected tensors. Positions are interpolated to the recipe's clips.
+    Where it has other sizes, activations or epsilons, the error names the keys to set; what else it says otherwise
+    shows as missing or unexpected tensors. Positions are interpolated to the recipe's clips.
     """
 
     source: str | None = None
