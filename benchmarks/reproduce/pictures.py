@@ -1,6 +1,6 @@
 """The report's pictures: AP against class frequency, what co-finetuning changes for each class, and learning curves."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -134,8 +134,11 @@ def _learning_curves(runs: Runs, plan: Plan) -> Figure:
     for name, own in runs.items():
         if name not in COLOURS:
             continue
-        curves = [dict(ava_curve(run)) for run in own]  # a point that was evaluated again after a kill counts once
+        # A point that was evaluated again after a kill counts once.
+        curves = [dict(ava_curve(run, plan.rounds)) for run in own]
         common = [place for place in curves[0] if all(place in curve for curve in curves)]
+        if not common:
+            continue
         points = np.array([[(place, curve[place]) for place in common] for curve in curves])  # [seeds, points, 2]
         x, y = points[0, :, 0], 100 * points[..., 1]
         axes.plot(x, y.mean(0), "o-", ms=3, color=COLOURS[name], label=REGIMES[name].title)
@@ -153,14 +156,14 @@ def _learning_curves(runs: Runs, plan: Plan) -> Figure:
     return figure
 
 
-def ava_curve(run: Record) -> list[tuple[float, float]]:
-    """(clips seen of all sets, mAP) of every evaluation of AVA; clips are spread evenly over a training's steps."""
+def ava_curve(run: Record, rounds: int) -> list[tuple[float, float]]:
+    """(clips seen of all sets, mAP) of every evaluation of AVA; clips are spread evenly over a training's steps.
+
+    Under `uniform`, whose seeds differ by what they draw, they are those seen on average.
+    """
     points, before = [], 0.0
-    total, steps = sum(run["clips"].values()), run["steps"]
-    regime = REGIMES[run["regime"]]
-    parts: Sequence[float] = [sum(training.clips.values()) for training in regime.trainings]
-    for number, curves in enumerate(run["curves"]):
-        own = total * parts[number] / sum(parts)
-        points += [(before + own * step / steps[number], value) for step, value in curves.get("ava/mAP", [])]
+    for training, steps, curves in zip(REGIMES[run["regime"]].trainings, run["steps"], run["curves"], strict=True):
+        own = sum(training.clips.values()) * rounds
+        points += [(before + own * step / steps, value) for step, value in curves.get("ava/mAP", [])]
         before += own
     return points

@@ -86,8 +86,9 @@ def _origin(plan: Plan, records: Sequence[Record], runs: dict[str, list[Record]]
     commits = Counter(" then ".join(record["commits"]) for record in records)
     clips, own = sum(ROUND.values()) * plan.rounds, ROUND[DOWNSTREAM] * plan.rounds
     lines = [
-        f"`{command}`, {time.strftime('%Y-%m-%d')}. The protocol is docs/reproduce.md. A run sees {clips:,} clips,",
-        f"where sets are mixed {own:,} of AVA. Toy world: {plan.size}. Seeds: {', '.join(map(str, plan.seeds))}.",
+        f"`{command}`, {time.strftime('%Y-%m-%d')}. The protocol is docs/reproduce.md. A run of all sets sees",
+        f"{clips:,} clips, {own:,} of them of AVA (`uniform` on average); under Cost is what every regime sees.",
+        f"Toy world: {plan.size}. Seeds: {', '.join(map(str, plan.seeds))}.",
         f"Machine: {_counted(machines)}. Commit: {_counted(commits)}.",
         "",
         "Mean ± half of the 95 % interval over seeds (Student's t). Intervals over seeds and movies add the",
@@ -120,7 +121,7 @@ def _ava_table(runs: dict[str, list[Record]]) -> str:
 def _difference_tables(differences: Differences) -> str:
     parts = []
     for base in BASELINES:
-        rows = [["regime", *COLUMNS, "p", "mAP, over seeds and movies", "each seed"]]
+        rows = [["regime", *COLUMNS, "p, uncorrected", "mAP, over seeds and movies", "each seed"]]
         for (name, other), own in differences.items():
             if other != base:
                 continue
@@ -130,7 +131,10 @@ def _difference_tables(differences: Differences) -> str:
             rows.append([REGIMES[name].title, *(points(own[c]) for c in COLUMNS), f"{own['mAP'].p:.3g}", movies, each])
         if len(rows) > 1:
             parts.append(f"Less *{REGIMES[base].title}*:\n\n{table(rows)}")
-    return "\n\n".join(parts) or "-"
+    if not parts:
+        return "-"
+    note = "p is of one paired t test each; under Result the comparisons that were named are corrected for one another."
+    return "\n\n".join([*parts, note])
 
 
 def _upstream_table(runs: dict[str, list[Record]]) -> str:
@@ -153,10 +157,19 @@ def _upstream_table(runs: dict[str, list[Record]]) -> str:
                 cells.append("-")
         when = {"transfer": ", after AVA", "transfer_joint": ", before AVA"}
         rows.append([regime.title + when.get(name, ""), *cells])
-    margin = (
-        f"An upstream set has kept its accuracy where the interval's lower end is above {-100 * MARGIN:.0f} points."
-    )
-    return f"{table(rows)}\n\n{margin}"
+    sizes = {
+        task: int(run["test"][task]["counts"]["examples"])
+        for own in runs.values()
+        for run in own
+        for task in UPSTREAM
+        if "counts" in run["test"].get(task, {})
+    }
+    note = f"An upstream set has kept its accuracy where the interval's lower end is above {-100 * MARGIN:.0f} points."
+    if sizes:
+        errors = ", ".join(f"{50 / math.sqrt(size):.1f} ({task}, {size:,} clips)" for task, size in sizes.items())
+        note += " Intervals over seeds hold nothing of what other test clips would change: at 50 %, the standard"
+        note += f" error is {errors}."
+    return f"{table(rows)}\n\n{note}"
 
 
 def _class_table(runs: dict[str, list[Record]]) -> str:
