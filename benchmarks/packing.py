@@ -26,11 +26,11 @@ from data.decode import decode, require_ffmpeg
 from data.shards import ShardSet
 from shard_tools.clip_command import Job, VideoSettings, clip_command
 from shard_tools.failures import Unpackable
+from shard_tools.ffmpeg_check import require_ffmpeg as ffmpeg_version
 from shard_tools.items import Item, Plan
 from shard_tools.packing import PackOptions, pack, share_out
 from shard_tools.part_store import PartStore
 from shard_tools.source_video import probe
-from shard_tools.transcode import require_ffmpeg as ffmpeg_version
 
 FRAMES, STRIDE = 32, 2
 # Fine moving detail, as films have it: without the noise, a synthetic picture costs a decoder next to nothing.
@@ -101,9 +101,9 @@ def throughput(items: list[Item], scratch: Path, workers: int, repeats: int) -> 
             shards = share_out(items, 1000, 0)
             options = PackOptions(settings(verify), 1000, 0, workers, (0, 1), 600.0)
             store = PartStore(out, plan, len(shards), {})
-            store.begin()
+            store.begin("any")
             pack(store, shards, options)
-            store.merge("")
+            store.merge()
 
         return run
 

@@ -20,7 +20,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
 from tokenize import TokenError
 from typing import Any, Literal
 
@@ -34,6 +33,7 @@ from data.storage import count, is_remote, local_path, read_head, read_range
 FORMAT = "cofinetuning-shards"
 VERSION = 1
 SHA256_PATTERN = re.compile(r"[0-9a-f]{64}")
+SHARD_NAME = re.compile(r"[\w+-][\w.+-]*\.tar")
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 INDEX_DTYPE = np.dtype(
     [
@@ -144,7 +144,7 @@ class Manifest:
                 raise UserError(f"{where}: two classes have one id; {_MAKE_ANEW}")
             shards = [ShardInfo(**shard) for shard in raw["shards"]]
             for shard in shards:
-                if Path(shard.name).name != shard.name:
+                if not SHARD_NAME.fullmatch(shard.name):
                     raise UserError(f"{where}: shard name {shard.name!r} is not a plain file name")
                 if not SHA256_PATTERN.fullmatch(shard.sha256):
                     raise UserError(f"{where}: sha256 {shard.sha256!r} of {shard.name} is not 64 hex digits")

@@ -17,11 +17,11 @@ from data.errors import UserError
 from data.shards import Manifest, ShardSet
 from shard_tools.accounts import class_lines
 from shard_tools.failures import Failure
+from shard_tools.ffmpeg_check import require_ffmpeg
 from shard_tools.items import Item, Plan
 from shard_tools.options import pack_options, settings
 from shard_tools.packing import PackOptions, pack, share_out
 from shard_tools.part_store import PartStore
-from shard_tools.transcode import require_ffmpeg
 from shard_tools.video_files import VideoFiles
 
 
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace, make_plan: Callable[[argparse.Namespace],
         print(f"{store.prefix}: already packed")
         return _sum_up(manifest, store, arguments.max_failures)
     try:
-        store.begin()
+        store.begin(ffmpeg)
         left = _pack(store, plan, shards, options)
         manifest = store.finished_set()
         if not manifest and left:
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace, make_plan: Callable[[argparse.Namespace],
             what = f"{len(plan.runs)} runs of segments" if plan.runs else f"{len(shards)} shards"
             print(f"{store.prefix}: part {part}/{parts} done, {left} of {what} to come from other parts")
             return 0
-        manifest = manifest or store.merge(ffmpeg)
+        manifest = manifest or store.merge()
     except FileNotFoundError:
         # Another part was at the same work, has finished the set, and has removed the folder of parts.
         manifest = store.finished_set()
@@ -165,6 +165,11 @@ def _sum_up(manifest: Manifest | None, store: PartStore, max_failures: float) ->
     print(f"left out: {_counts(manifest.settings.get('dropped', {}))}")
     for line in class_lines(manifest):
         print(line)
+    versions = manifest.settings.get("ffmpeg", "")
+    if ", " in versions:
+        _complain(
+            f"note: several versions of FFmpeg took part ({versions}): the same input gives other bytes with each"
+        )
     if share > max_failures:
         _complain(f"error: {share:.1%} lost, more than --max-failures {max_failures:g} allows")
         return 1

@@ -115,7 +115,10 @@ def clip_command(jobs: Sequence[Job], settings: VideoSettings, outputs: Sequence
         if job.span:
             command += ["-frames:v", str(job.span.frames)]
             if job.span.key_frames:
-                command += ["-force_key_frames", ",".join(_seconds(n / job.fps) for n in job.span.key_frames)]
+                # A quarter of a frame early: newer FFmpegs take the first frame that is not before a time, and a time
+                # that was rounded up to microseconds would be the next one's.
+                times = (max(n - Fraction(1, 4), Fraction(0)) / job.fps for n in job.span.key_frames)
+                command += ["-force_key_frames", ",".join(map(_seconds, times))]
         command += ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
         command += ["-flags:v", "+bitexact", *_output(output)]
     return command
@@ -149,8 +152,10 @@ def _filters(job: Job, settings: VideoSettings) -> list[str]:
         picture = [f"scale={width}:{height}:flags={_SCALER}:interl=-1:out_range=tv", "format=yuv420p"]
         # Not the scaler's work: it would go from one matrix to the other by way of RGB, at the cost of the encoding.
         picture += [] if job.source.matrix == "bt709" else [f"colormatrix={job.source.matrix}:bt709"]
-    # Fields are scaled apart and joined after it, in the frames that are marked as interlaced; others pass.
-    return [*_time(job), *picture, "setsar=1", "yadif=deint=interlaced"]
+    # Fields are scaled apart and joined after it, in the frames that are marked as interlaced; others pass. Frames are
+    # then marked as what they have become: newer FFmpegs would convert them once more to what the encoder is told.
+    marked = "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"
+    return [*_time(job), *picture, "setsar=1", "yadif=deint=interlaced", marked]
 
 
 def _time(job: Job) -> list[str]:
@@ -158,18 +163,21 @@ def _time(job: Job) -> list[str]:
 
     After a seek the clip's time is kept as the source has it, so that a seek that came out too late can be seen: its
     first frame is not at 0. Without one, a source that begins late has its first frame repeated.
+
+    The last filter changes no frame: it says the rate again, which setpts drops in FFmpeg 7.
     """
+    again = f"fps={job.fps}"
     # The filter takes the last frame before the middle between two output frames. Moved by this much, it takes the
     # frame nearest in time, at any pair of rates; timestamps that tremble, as in WebM, do no harm.
     shift = (1 / job.fps - 1 / job.source.fps) / 2
     if job.span is None:
-        return [*_move(shift), f"fps={job.fps}", "setpts=PTS-STARTPTS"]
+        return [*_move(shift), f"fps={job.fps}", "setpts=PTS-STARTPTS", again]
     if not job.seek:
-        return [*_move(shift), f"fps={job.fps}:start_time={_seconds(job.span.start)}", "setpts=PTS-STARTPTS"]
+        return [*_move(shift), f"fps={job.fps}:start_time={_seconds(job.span.start)}", "setpts=PTS-STARTPTS", again]
     # The span starts on the frame grid, which begins at the place sought.
     ahead = math.ceil((job.span.start - job.seek) * job.fps)
     shift += ahead / job.fps - (job.span.start - job.seek)
-    return [*_move(shift), f"fps={job.fps}", f"trim=start_pts={ahead}", f"setpts=PTS-{ahead}"]
+    return [*_move(shift), f"fps={job.fps}", f"trim=start_pts={ahead}", f"setpts=PTS-{ahead}", again]
 
 
 def _move(seconds: Fraction) -> list[str]:

@@ -32,9 +32,10 @@ def read_ids(path: str) -> set[str]:
 
 
 def without_ids(clips: list[LabelledClip], ids: set[str]) -> tuple[list[LabelledClip], dict[str, int]]:
-    """The Kinetics clips whose video is not among `ids`, and a count of those left out, for `Plan.dropped`."""
+    """The Kinetics clips whose video is not among `ids`, and a count of those left out, for `Plan.dropped`: also of
+    none, which says that they were looked for."""
     kept = [clip for clip in clips if clip.uncut is None or clip.uncut[0] not in ids]
-    return kept, {"clips of --exclude-ids": len(clips) - len(kept)} if len(kept) < len(clips) else {}
+    return kept, {"clips of --exclude-ids": len(clips) - len(kept)}
 
 
 def leaking_clips(ids: Collection[str], kinetics: str) -> list[LabelledClip]:

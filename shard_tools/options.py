@@ -50,7 +50,7 @@ def make_parser(
     shown = "fewer frames than this are a failure (default: %(default)s)"
     add("--min-frames", type=positive, default=8, metavar="N", help=shown)
     shown = "pictures of more pixels than this are a failure (default: %(default)s)"
-    add("--max-pixels", type=positive, default=36_000_000, metavar="N", help=shown)
+    add("--max-pixels", type=_pixels, default=36_000_000, metavar="N", help=shown)
     shown = "do not decode each finished clip in full; a broken one then shows in training first"
     add("--no-verify", action="store_true", help=shown)
     if can_copy:
@@ -138,6 +138,13 @@ def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is below 1")
+    return number
+
+
+def _pixels(text: str) -> int:
+    number = positive(text)
+    if number >= 2**31:  # FFmpeg takes no larger ones, and every clip would be lost
+        raise argparse.ArgumentTypeError(f"{text!r} is above {2**31 - 1}")
     return number
 
 

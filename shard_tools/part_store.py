@@ -3,6 +3,7 @@
     SHARDS/.{dataset}-{split}.parts/plan.json      what is being packed: settings, a digest of the items
     SHARDS/.{dataset}-{split}.parts/000012.json    shard 12 is whole: its index rows, failures, bytes and sha256
     SHARDS/.{dataset}-{split}.parts/000012.spool   samples of run 12 of a movie, see `spool`
+    SHARDS/.{dataset}-{split}.parts/VERSION.ffmpeg a version of FFmpeg with which a process of the run began
 
 Every file appears under its name at once, whole. When all records are there, any process may merge them into the index,
 the list of failures and, last, the manifest; then the folder of parts goes.
@@ -11,6 +12,7 @@ the list of failures and, last, the manifest; then the folder of parts goes.
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 from collections import Counter
@@ -71,9 +73,11 @@ class PartStore:
         shutil.rmtree(self.parts, ignore_errors=True)
         return manifest
 
-    def begin(self) -> None:
-        """Makes the folder of parts. Raises UserError where it holds parts made with other settings."""
+    def begin(self, ffmpeg: str) -> None:
+        """Makes the folder of parts, for a process with this version of FFmpeg. Raises UserError where it holds parts
+        made with other settings."""
         self.parts.mkdir(parents=True, exist_ok=True)
+        self._version_path(ffmpeg).touch()
         path = self.parts / "plan.json"
         # Of two that start at the same moment one writes it; then both look at what it holds.
         with atomic_file(path, replace=False) as file:
@@ -126,8 +130,13 @@ class PartStore:
         with atomic_file(self._record_path(shard)) as file:
             file.write(json.dumps(asdict(record)).encode())
 
-    def merge(self, ffmpeg: str) -> Manifest | None:
+    def _version_path(self, ffmpeg: str) -> Path:
+        name = re.sub(r"[^\w.+~-]", "_", ffmpeg)
+        return self.parts / f"{name}.ffmpeg"
+
+    def merge(self) -> Manifest | None:
         """Writes index, failures and manifest. None where there is not one sample, and then only the failures."""
+        versions = sorted(path.stem for path in self.parts.glob("*.ffmpeg"))
         records = [self.read(shard) for shard in range(self.shards)]
         kept = [record for record in records if record.info]
         failures = [*self.plan.lost, *(failure for record in records for failure in record.failures)]
@@ -152,7 +161,7 @@ class PartStore:
                 failures=dict(sorted(lost.items())),
                 settings={
                     "pack": self.settings,
-                    "ffmpeg": ffmpeg,
+                    "ffmpeg": ", ".join(versions),
                     "dropped": self.plan.dropped,
                     "per_class": per_class(self.plan.classes, self.plan.asked, packed),
                     "hours": round(sum(record.seconds for record in kept) / 3600, 4),

@@ -8,15 +8,17 @@ import numpy as np
 
 from shard_tools.clip_command import Job, VideoSettings, copy_command
 from shard_tools.failures import Unpackable
+from shard_tools.run_ffmpeg import run_into_memory
 from shard_tools.source_video import one_line, snap_rate
-from shard_tools.transcode import Clip, checked_length, decode_all, run_into_memory
+from shard_tools.transcode import Clip, checked_length, decode_all
 
 _STEADY = 0.25  # of a frame: how far a frame may be from its place at a constant rate
 
 
 def copy_stream(job: Job, settings: VideoSettings) -> Clip | Unpackable:
     """The clip that is all of a source's video stream: no sound, no metadata, not one picture encoded again."""
-    (video,), status, message = run_into_memory(lambda outputs: copy_command(job.path, job.source.stream, *outputs), 1)
+    ran = run_into_memory(lambda outputs: copy_command(job.path, job.source.stream, *outputs), 1)
+    (video,), status, message = ran.videos, ran.status, ran.message
     if status > 0:
         return Unpackable("not copyable", one_line(message, job.path))
     try:

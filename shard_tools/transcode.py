@@ -1,19 +1,17 @@
 """Transcodes videos with FFmpeg into clips that are cheap to decode, and decodes each clip in full to prove it."""
 
-import os
-import shutil
-import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from data.errors import UserError
-from shard_tools.clip_command import Job, VideoSettings, clip_command
+from shard_tools.clip_command import MAX_ERROR_RATE, Job, VideoSettings, clip_command
 from shard_tools.failures import Unpackable
+from shard_tools.ffmpeg_check import counts_damage
 from shard_tools.mp4_boxes import has_track, key_frames
+from shard_tools.run_ffmpeg import Ran, decode_errors, run_into_memory
 from shard_tools.source_video import count_decodable, one_line
 
 _PREROLLS = (30.0, float("inf"))  # seconds, for a source in which a shorter seek came out late
@@ -50,22 +48,6 @@ class Clip:
         return record | ({"copied": True} if self.copied else {}) | ({"times": self.times} if self.times else {})
 
 
-def require_ffmpeg(copy: bool = False) -> str:
-    """Version of the FFmpeg program. Raises UserError where it is missing or has no x264, or where ffprobe is missing,
-    which `copy` needs: it looks for the key frames of a copied stream."""
-    if not shutil.which("ffmpeg"):
-        raise UserError("ffmpeg not found: install it (Debian/Ubuntu: apt-get install ffmpeg)")
-    if copy and not shutil.which("ffprobe"):
-        raise UserError("ffprobe not found, which --copy needs: install it (Debian/Ubuntu: apt-get install ffmpeg)")
-    done = subprocess.run(
-        ["ffmpeg", "-v", "error", "-h", "encoder=libx264"], capture_output=True, text=True, check=False
-    )
-    if "libx264" not in done.stdout:
-        raise UserError("this ffmpeg has no H.264 encoder (libx264): install a full build of it")
-    version = subprocess.run(["ffmpeg", "-version"], capture_output=True, text=True, check=False).stdout.split()
-    return version[2] if len(version) > 2 else "unknown"
-
-
 def transcode(jobs: Sequence[Job], settings: VideoSettings) -> list[Clip | Unpackable]:
     """Makes the clips of `jobs`, one result each.
 
@@ -73,22 +55,36 @@ def transcode(jobs: Sequence[Job], settings: VideoSettings) -> list[Clip | Unpac
     job gets a process of its own, so that a result never depends on its neighbours.
     """
     if len(jobs) > 1:
-        videos, status, _ = _run_ffmpeg(jobs, settings)
-        if status == 0:
-            return [_finish(job, video, settings) for job, video in zip(jobs, videos, strict=True)]
+        ran = _run_ffmpeg(jobs, settings)
+        if ran.status == 0:
+            return [_finish(job, video, settings) for job, video in zip(jobs, ran.videos, strict=True)]
     return [_transcode_one(job, settings) for job in jobs]
 
 
 def _transcode_one(job: Job, settings: VideoSettings) -> Clip | Unpackable:
     job = replace(job, shared_seek=None)
-    (video,), status, message = _run_ffmpeg([job], settings)
-    if status > 0 and "No such filter" in message:
+    ran = _run_ffmpeg([job], settings)
+    if ran.status > 0 and "No such filter" in ran.message:
         return Unpackable("hdr", "this ffmpeg has no filter zscale, which HDR video needs: install one with libzimg")
-    if status > 0:
-        frames = job.source.seconds and round(job.source.seconds * job.source.fps)
-        where = "" if job.span else f"decode error at frame {count_decodable(job.path)} of {frames or 'unknown'}: "
-        return Unpackable("decode error", where + one_line(message, job.path))
-    return _finish(job, video, settings)
+    if ran.status > 0:
+        return _decode_error(job, ran.message)
+    made = _finish(job, ran.videos[0], settings)
+    if ran.status < 0 and isinstance(made, Clip) and not counts_damage():
+        errors, frames = decode_errors(ran.messages), round(made.frames / made.fps * job.source.fps)
+        if errors > MAX_ERROR_RATE * (errors + frames):
+            return _decode_error(job, ran.message)
+    return made
+
+
+def _decode_error(job: Job, message: str) -> Unpackable:
+    frames = job.source.seconds and round(job.source.seconds * job.source.fps)
+    where = "" if job.span else f"decode error at frame {count_decodable(job.path)} of {frames or 'unknown'}: "
+    return Unpackable("decode error", where + one_line(message, job.path))
+
+
+def _run_ffmpeg(jobs: Sequence[Job], settings: VideoSettings) -> Ran:
+    """One process for all jobs."""
+    return run_into_memory(lambda outputs: clip_command(jobs, settings, outputs), len(jobs))
 
 
 def _finish(job: Job, video: bytes, settings: VideoSettings) -> Clip | Unpackable:
@@ -173,44 +169,3 @@ def decode_all(video: bytes, every_frame: bool = True) -> tuple[np.ndarray, int,
     except (RuntimeError, IndexError, TypeError) as error:
         raise ValueError(str(error)) from error
     return np.concatenate([np.empty(0), *(part.numpy() for part in parts)]), width, height
-
-
-def _run_ffmpeg(jobs: Sequence[Job], settings: VideoSettings) -> tuple[list[bytes], int, str]:
-    """Runs one process for all jobs; returns as `run_into_memory`."""
-    return run_into_memory(lambda outputs: clip_command(jobs, settings, outputs), len(jobs))
-
-
-def run_into_memory(command: Callable[[list[str]], list[str]], count: int) -> tuple[list[bytes], int, str]:
-    """Runs FFmpeg.
-
-    Args:
-        command: makes the command line from the paths of `count` files to write.
-
-    Returns:
-        what the files hold (no track where there was no frame), a status, and FFmpeg's first message. The status is 0
-        for a run without any message, -1 for messages but success, 1 for failure.
-    """
-    # The muxer seeks in its output, so no pipe; a file in memory leaves nothing behind, however the process ends.
-    files = [os.memfd_create("clip") for _ in range(count)]
-    try:
-        done = subprocess.run(
-            command([f"/proc/self/fd/{file}" for file in files]),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            pass_fds=files,
-            check=False,
-        )
-        messages = done.stderr.decode(errors="replace").splitlines()
-        status = 1 if done.returncode else -1 if messages else 0
-        message = messages[0] if messages else f"ffmpeg exit {done.returncode}"
-        return [_read(file) for file in files], status, message
-    finally:
-        for file in files:
-            os.close(file)
-
-
-def _read(file: int) -> bytes:
-    with os.fdopen(os.dup(file), "rb") as reader:
-        reader.seek(0)
-        return reader.read()

@@ -45,3 +45,10 @@ def test_a_manifest_comes_back():
 def test_what_is_wrong_with_a_manifest_is_told(changes, message):
     with pytest.raises(UserError, match=rf"the manifest: .*{message}.*pack the dataset again"):
         read(**changes)
+
+
+@pytest.mark.parametrize("name", ["../a.tar", "b/a.tar", "..", "", ".tar", "a\0.tar", "a.tar\n", "a"])
+def test_a_shard_is_a_file_beside_the_manifest(name):
+    (shard,) = json.loads(GOOD.to_json())["shards"]
+    with pytest.raises(UserError, match="is not a plain file name"):
+        read(shards=[shard | {"name": name}])

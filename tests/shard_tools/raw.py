@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
 
+import imageio_ffmpeg
 import numpy as np
 
 from data.shards import ShardSet
@@ -31,15 +32,22 @@ label {
 label { name: "watch (a person)" label_id: 80 }
 """
 
+_FFMPEG = shutil.which("ffmpeg") or "ffmpeg"  # the system's, whatever a test puts onto the path
 _RENDERED = TemporaryDirectory(prefix="raw-videos-")
 _NUMBERS = count()
 
 
 def ffmpeg(*arguments: object, stdout: Path | None = None) -> None:
     """Runs FFmpeg; what it writes to `pipe:1` goes to the file `stdout`."""
-    command = ["ffmpeg", "-v", "error", "-y", *map(str, arguments)]
+    command = [_FFMPEG, "-v", "error", "-y", *map(str, arguments)]
     with open(stdout or os.devnull, "wb") as file:
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=file)
+
+
+def only_newer_ffmpeg(folder: Path) -> Path:
+    """A folder to put in front of the path, with the FFmpeg of imageio-ffmpeg."""
+    (folder / "ffmpeg").symlink_to(imageio_ffmpeg.get_ffmpeg_exe())
+    return folder
 
 
 @lru_cache

@@ -57,3 +57,5 @@ def test_a_list_of_no_leaks_is_a_list_too(world):
     assert world.ava_kinetics(["seen,1.0,0.1,0.2,0.5,0.9,12"], "--kinetics-train", csv, split="val") == 0
     assert leaks.read_text() == "youtube_id\n"
     assert world.kinetics(["run,seen,0,10,train"], "--exclude-ids", leaks) == 0
+    # A set that holds none of them says so too: a run would warn of leaks that there are not.
+    assert world.shards("kinetics-train").manifest.settings["dropped"] == {"clips of --exclude-ids": 0}

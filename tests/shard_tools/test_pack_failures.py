@@ -131,6 +131,7 @@ def test_exit_codes_and_messages_of_the_program(world):
         ("--workers", "0"),
         ("--max-failures", "2"),
         ("--crf", "52"),
+        ("--max-pixels", str(2**31)),
     ],
 )
 def test_bad_options_are_refused(world, options, capsys):

@@ -12,7 +12,7 @@ import pytest
 from data.errors import UserError
 from shard_tools import cli, pack_kinetics
 from tests.shard_tools.packed import ROWS, many, read_all, start, wait_for
-from tests.shard_tools.raw import video
+from tests.shard_tools.raw import only_newer_ffmpeg, video
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]"])
@@ -46,6 +46,15 @@ def test_the_same_input_gives_the_same_bytes_whatever_the_workers_and_parts(worl
         "a part that runs again changes nothing"
     )
     assert world.contents() == alone
+
+
+def test_several_versions_of_ffmpeg_are_told(world, monkeypatch, capsys):
+    many(world)
+    assert world.kinetics(ROWS, "--part", "0/2", "--samples-per-shard", 5) == 0
+    monkeypatch.setenv("PATH", f"{only_newer_ffmpeg(world.folder)}:{os.environ['PATH']}")
+    assert world.kinetics(ROWS, "--part", "1/2", "--samples-per-shard", 5) == 0
+    versions = world.shards("kinetics-train").manifest.settings["ffmpeg"].split(", ")
+    assert len(versions) == 2 and f"took part ({', '.join(versions)})" in capsys.readouterr().err
 
 
 def test_another_seed_gives_another_order_of_the_same_samples(world):

@@ -11,8 +11,8 @@ from torchcodec.decoders import VideoDecoder
 
 from data.errors import UserError
 from shard_tools.failures import Unpackable
+from shard_tools.ffmpeg_check import require_ffmpeg
 from shard_tools.stream_copy import copy_stream
-from shard_tools.transcode import require_ffmpeg
 from shard_tools.verify import verify
 from tests.shard_tools.raw import PICTURES, counter_source, ffmpeg, read_counter, video
 from tests.shard_tools.test_transcode import SETTINGS, job
