@@ -80,7 +80,10 @@ class Job:
             return self.shared_seek
         if self.span is None or self.span.start <= self.preroll:
             return Fraction(0)
-        return max(self.span.start - math.ceil(self.preroll * self.fps) / self.fps, Fraction(0))
+        place = max(self.span.start - math.ceil(self.preroll * self.fps) / self.fps, Fraction(0))
+        # A time of the source's frames: FFmpeg takes it off every timestamp in the file's own unit, which in AVI is a
+        # whole frame, so that all would move by up to half of one.
+        return math.floor(place * self.source.fps) / self.source.fps
 
 
 def clip_size(width: int, height: int, short_side: int | None) -> tuple[int, int]:

@@ -5,6 +5,7 @@ and does not count damaged frames (it divides whole numbers), FFmpeg 9 converts 
 is known of these is dealt with in `clip_command` and `transcode`; here is found where a version does something else.
 """
 
+import re
 import shutil
 import subprocess
 import tempfile
@@ -28,6 +29,8 @@ _FPS = Fraction(24)
 _SETTINGS = VideoSettings(
     short_side=None, fps=_FPS, crf=18, preset="veryfast", gop=30, min_frames=1, max_pixels=36_000_000
 )
+LAST_OF_ONE_THREAD = 6
+"""Major version of FFmpeg."""
 _NEAR = 4
 """Steps of 8 bits that a colour may be off: x264 and rounding take 2 at most."""
 
@@ -51,14 +54,26 @@ def require_ffmpeg(copy: bool = False) -> str:
     )
     if "libx264" not in done.stdout:
         raise UserError("this ffmpeg has no H.264 encoder (libx264): install a full build of it")
-    words = subprocess.run(["ffmpeg", "-version"], capture_output=True, text=True, check=False).stdout.split()
-    version = words[2] if len(words) > 2 else "unknown"
+    version = _version(str(shutil.which("ffmpeg")))
     if not copy and (fault := _look(str(shutil.which("ffmpeg")))[0]):
         raise UserError(
             f"clips that this ffmpeg ({version}) makes are wrong: {fault}. Install another version: 5.1, 7.0 and 9.0"
             " are known to be right"
         )
     return version
+
+
+def takes_many() -> bool:
+    """Whether one process may make many clips. Since FFmpeg 7 every part of a process is a thread, and in 9.0 one of
+    three outputs of a file may wait for the others for ever (seen in one run of six); before, there was one thread."""
+    major = re.match(r"n?(\d+)\.", _version(str(shutil.which("ffmpeg"))))
+    return major is not None and int(major[1]) <= LAST_OF_ONE_THREAD
+
+
+@cache
+def _version(program: str) -> str:
+    words = subprocess.run([program, "-version"], capture_output=True, text=True, check=False).stdout.split()
+    return words[2] if len(words) > 2 else "unknown"
 
 
 def counts_damage() -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 
 from shard_tools.clip_command import MAX_ERROR_RATE, Job, VideoSettings, clip_command
 from shard_tools.failures import Unpackable
-from shard_tools.ffmpeg_check import counts_damage
+from shard_tools.ffmpeg_check import counts_damage, takes_many
 from shard_tools.mp4_boxes import has_track, key_frames
 from shard_tools.run_ffmpeg import Ran, decode_errors, run_into_memory
 from shard_tools.source_video import count_decodable, one_line
@@ -51,10 +51,10 @@ class Clip:
 def transcode(jobs: Sequence[Job], settings: VideoSettings) -> list[Clip | Unpackable]:
     """Makes the clips of `jobs`, one result each.
 
-    They share one FFmpeg process, as starting one costs more than a short clip. Where it reports anything at all, each
-    job gets a process of its own, so that a result never depends on its neighbours.
+    They share one FFmpeg process where its version allows it, as starting one costs more than a short clip. Where it
+    reports anything at all, each job gets a process of its own, so that a result never depends on its neighbours.
     """
-    if len(jobs) > 1:
+    if len(jobs) > 1 and takes_many():
         ran = _run_ffmpeg(jobs, settings)
         if ran.status == 0:
             return [_finish(job, video, settings) for job, video in zip(jobs, ran.videos, strict=True)]

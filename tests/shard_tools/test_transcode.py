@@ -183,7 +183,7 @@ def test_an_avi_from_a_pipe_has_no_number_of_frames(tmp_path):
 def test_a_variable_rate_becomes_constant_and_keeps_its_time(tmp_path):
     # Of 50 frames at 25 a second, those of the middle second lose three in five.
     dropped = counter_source("25") + ",select='lt(n,15)+gt(n,35)+eq(mod(n,5),0)'"
-    source = video(tmp_path / "x.mp4", dropped, 2.0, "-vsync", "vfr", "-pix_fmt", "yuv420p")
+    source = video(tmp_path / "x.mp4", dropped, 2.0, "-fps_mode", "vfr", "-pix_fmt", "yuv420p")
     clip = made(source)
     frames = VideoDecoder(clip.video)
     assert clip.fps == 25 and len(frames) == clip.frames >= 49
@@ -202,6 +202,14 @@ def test_a_span_shows_at_each_frame_what_the_film_shows_at_that_second(tmp_path)
     clip = made(source, span=Span(Fraction(3), 50, (7, 33)))
     assert clip.frames == 50 and clip.key_frames == [0, 7, 33]
     assert [read_counter(picture(clip, n)) for n in (0, 7, 33, 49)] == [75, 82, 108, 124]
+
+
+def test_a_span_far_into_an_avi_shows_the_nearest_frames(tmp_path):
+    """Its unit of time is a whole frame: what is sought must be one too, or all times would be off by a part of one."""
+    source = video(tmp_path / "x.avi", counter_source("30000/1001"), 20.0, "-g", "90", "-pix_fmt", "yuv420p")
+    clip = made(source, fps=Fraction(30), span=Span(Fraction(16), 50))
+    shown = [read_counter(frame.numpy()) for frame in VideoDecoder(clip.video)]
+    assert shown == [round((16 + Fraction(n, 30)) * Fraction(30000, 1001)) for n in range(50)]
 
 
 def test_a_span_beyond_the_end_is_no_clip(tmp_path):
