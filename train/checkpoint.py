@@ -199,9 +199,7 @@ class Checkpoints:
         pending.partial.rename(pending.final)
         sync_folder(self.folder)
         self._name_latest(pending.final)
-        for old in self._surplus():
-            # Renamed first, so that an interrupted removal does not leave half a checkpoint.
-            shutil.rmtree(old.rename(old.with_name(f"{old.name}.partial")), ignore_errors=True)
+        self._remove_surplus()
 
     def is_best(self, metrics: dict[str, float], rank: Rank) -> bool:
         """Whether any metric of `keep_best` is above that of all kept checkpoints; the same on all ranks."""
@@ -225,6 +223,7 @@ class Checkpoints:
                     metric: {"checkpoint": path.name, "value": value} for metric, (value, path) in self._best().items()
                 }
                 write_atomically(self.folder / "best.json", json.dumps(best, indent=1) + "\n")
+                self._remove_surplus()  # what is best no longer
 
         rank.together(lambda: _told(write, self._final(step)))
 
@@ -236,6 +235,11 @@ class Checkpoints:
                 if name in self.keep_best and (name not in best or value > best[name][0]):
                     best[name] = (value, folder)
         return best
+
+    def _remove_surplus(self) -> None:
+        for old in self._surplus():
+            # Renamed first, so that an interrupted removal does not leave half a checkpoint.
+            shutil.rmtree(old.rename(old.with_name(f"{old.name}.partial")), ignore_errors=True)
 
     def _surplus(self) -> list[Path]:
         """Whole checkpoints that are neither among the newest nor the best of a metric."""

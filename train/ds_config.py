@@ -45,7 +45,10 @@ def deepspeed_config(path: str, recipe: Recipe) -> dict[str, Any]:
             raise UserError(f"{where}: {key} must be an object, not {json.dumps(config[key])}")
     _agree(where, config, "gradient_clipping", recipe.optim.clip_grad, "optim.clip_grad")
     _agree(where, config, "managed_gradient_accumulation", False, "the loop, which accumulates over tasks")
-    _agree(where, config, "compute_grad_norm", True, "the loop, which leaves out steps whose norm is not finite")
+    _agree(where, config, "gradient_allreduce_op", "mean", "the loop, which has multiplied by the number of ranks")
+    zero = config["zero_optimization"]
+    _agree(where, zero, "compute_grad_norm", True, "the loop, which leaves out steps whose norm is not finite")
+    _agree(where, zero, "round_robin_gradients", False, "checkpoints, which know ZeRO's partitions in the usual order")
     _agree(where, config["data_types"], "grad_accum_dtype", "fp32", "the loop, which accumulates in fp32")
     for key in ("fp16", "bf16"):
         if config[key].get("enabled"):
@@ -60,12 +63,12 @@ def deepspeed_config(path: str, recipe: Recipe) -> dict[str, Any]:
         # Gradients of the modules named here, by default all linear layers, are rounded to bf16 before ranks sum them
         # up. What runs in bf16 does not depend on it.
         autocast.setdefault("lower_precision_safe_modules", [])
-    stage = config["zero_optimization"].get("stage", 0)
+    stage = zero.get("stage", 0)
     if stage not in STAGES:
         raise UserError(f"{where}: zero_optimization.stage={stage}; supported are {', '.join(map(str, STAGES))}")
     if stage == 3 and recipe.ema:
         raise UserError(f"{where}: ema={recipe.ema} of the recipe needs whole weights on every rank: take stage 1 or 2")
-    _check_offload(where, config["zero_optimization"])
+    _check_offload(where, zero)
     # Batches are ours; DeepSpeed only wants numbers that fit each other.
     config |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
     # Its list of tested optimizers goes by class name, and ours is a subclass of AdamW.

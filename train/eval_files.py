@@ -13,7 +13,6 @@ from data.shards import ShardSet
 from train.ava_classes import frequency_masks, group_masks
 from train.ava_inputs import manifest_counts
 from train.breakdown import Breakdown, box_recall, class_recall, number_or_null
-from train.checkpoint_files import read_state
 from train.confusion import Confusion
 from train.evaluators import Result
 from train.frame_map import DEFAULT_PROTOCOL
@@ -26,8 +25,7 @@ if TYPE_CHECKING:
 
 def write(
     folder: Path,
-    weights: Path,
-    digest: str,
+    evaluated: tuple[Path, str, int | None],
     tasks: Sequence[Task],
     results: dict[str, Result],
     cutoffs: Sequence[int],
@@ -37,12 +35,16 @@ def write(
 
     What metrics.json says of other tasks stays where it is of the same weights, of this SHA-256.
 
+    Args:
+        evaluated: folder of the weights, their SHA-256, and the step of the run, where they are of one.
+
     Returns:
         Notes on what is left of other weights.
 
     Raises:
         UserError: the folder cannot be written.
     """
+    weights, digest, step = evaluated
     new = {task.name: describe(task, results[task.name]) for task in tasks}
     before, told = _earlier(folder / "metrics.json")
     others = [name for name in told if name not in new]
@@ -50,7 +52,7 @@ def write(
     summary: dict[str, Any] = {
         "checkpoint": str(weights),
         "sha256": digest,
-        "step": read_state(weights).step if (weights / "state.json").is_file() else None,
+        "step": step,
         "tasks": {**(told if same else {}), **new},
     }
     from train.figures import save  # takes a second to import

@@ -93,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace, rank: Rank) -> None:
     """The steps of an evaluation, on every rank."""
     checkpoint = project_path(args.checkpoint)
-    weights = rank.together(lambda: find_weights(checkpoint))
+    weights, step = choose_weights(checkpoint, rank)
     out = weights.parent.parent if weights.parent.name == "checkpoints" else weights
     recipe = rank.together(lambda: read_recipe(args, out, weights))
     model, config = rank.together(lambda: read_model(weights))
@@ -127,13 +127,33 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
     if rank.first:
         for task in tasks:
             results[task.name].metrics.update(frequency_metrics(task, results[task.name], args.cutoffs))
-    notes = rank.together(lambda: write(folder, weights, digest, tasks, results, args.cutoffs) if rank.first else [])
+    evaluated = (weights, digest, step)
+    notes = rank.together(lambda: write(folder, evaluated, tasks, results, args.cutoffs) if rank.first else [])
     if rank.first:
         print(table(results))
         for line in [*lost_at_packing(tasks), *notes]:
             print(line)
         print(f"written: {folder / 'metrics.json'}")
         forget(kept)
+
+
+def choose_weights(checkpoint: Path, rank: Rank) -> tuple[Path, int | None]:
+    """The folder of the weights that `checkpoint` names, and their step where they are of a run: the same on all ranks,
+    though a run that goes on may publish a newer one at any moment, and remove this one before the end.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+
+    def choose() -> tuple[Path, int | None] | None:
+        if not rank.first:
+            return None
+        weights = find_weights(checkpoint)
+        return weights, read_state(weights).step if (weights / "state.json").is_file() else None
+
+    chosen = rank.gather(rank.together(choose))[0]
+    assert chosen is not None
+    return chosen
 
 
 def forget(folders: Iterable[Path]) -> None:

@@ -276,6 +276,15 @@ def test_the_best_of_each_metric_is_kept(run):
     assert go_on((recipe, engine, config, checkpoints)) == 4, "noting a score damages nothing"
 
 
+def test_what_is_best_no_longer_goes_at_the_end_too(run):
+    recipe, engine, config, _ = run
+    checkpoints = Checkpoints(recipe.out, 1, ["look/top1"])
+    for step in (1, 2, 3):
+        checkpoints.save(step, engine, recipe, config, ALONE)
+        checkpoints.note(step, {"look/top1": step / 10}, ALONE)
+    assert [path.name for path in whole_checkpoints(checkpoints.folder)] == ["step-000003"]
+
+
 def test_a_checkpoint_is_of_the_step_at_which_it_was_begun(run):
     """Training goes on, in place, while it is written."""
     recipe, engine, config, checkpoints = run

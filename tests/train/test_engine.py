@@ -169,7 +169,15 @@ def test_agree_counts_over_all_ranks_and_one_signal_stops_all(tmp_path):
         ({"zero_optimization": {"stage": 2, "zenflow": {}}}, "zenflow needs DeepSpeed's own optimizer"),
         ({"zero_optimization": 3}, "zero_optimization must be an object"),
         ({"managed_gradient_accumulation": True}, "managed_gradient_accumulation=true contradicts"),
-        ({"compute_grad_norm": False}, "compute_grad_norm=false contradicts true of the loop"),
+        (
+            {"zero_optimization": {"stage": 2, "compute_grad_norm": False}},
+            "compute_grad_norm=false contradicts true of the loop",
+        ),
+        ({"gradient_allreduce_op": "sum"}, 'gradient_allreduce_op="sum" contradicts "mean" of the loop'),
+        (
+            {"zero_optimization": {"stage": 1, "round_robin_gradients": True}},
+            "round_robin_gradients=true contradicts false of checkpoints",
+        ),
     ],
 )
 def test_a_contradicting_configuration_is_refused(tmp_path, change, message):
