@@ -86,8 +86,9 @@ def _look(program: str) -> tuple[str, bool]:
     """Makes clips with the `program` on the path: what is wrong with them ("" for nothing), and `counts_damage`."""
     with tempfile.TemporaryDirectory(prefix="ffmpeg-check-") as folder:
         source = Path(folder, "source.mp4")
-        encode = f"-f rawvideo -pix_fmt yuv420p -s {_WIDTH}x{_HEIGHT} -r {_RATE} -i pipe:0".split()
-        encode += [*"-c:v libx264 -preset ultrafast -qp 8 -g 1 -f mp4".split(), str(source)]
+        pictures = ["-pix_fmt", "yuv420p", "-s", f"{_WIDTH}x{_HEIGHT}", "-r", str(_RATE)]
+        codec = ["-c:v", "libx264", "-preset", "ultrafast", "-qp", "8", "-g", "1"]
+        encode = ["-f", "rawvideo", *pictures, "-i", "pipe:0", *codec, "-f", "mp4", str(source)]
         done = _ffmpeg(encode, _pictures())
         if done.returncode or not source.exists():
             return f"it cannot encode ({_last_line(done.stderr)})", True
