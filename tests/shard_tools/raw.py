@@ -93,7 +93,9 @@ class World:
 
     def file(self, name: str, text: str) -> Path:
         path = self.folder / name
-        path.write_text(text)
+        # Left alone where it is there: processes that pack at the same time would find it empty for a moment.
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
         return path
 
     def kinetics(self, rows: list[str], *options: object, split: str = "train") -> int:

@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 import time
+import traceback
 
 import pytest
 
@@ -38,6 +39,8 @@ def start(function, *options):
     code = 70
     try:
         code = function(*options)
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)
 
