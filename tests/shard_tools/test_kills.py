@@ -39,7 +39,7 @@ def start(function, *options):
     code = 70
     try:
         code = function(*options)
-    except BaseException:
+    except Exception:  # noqa: BLE001 - what the exit code alone would not say
         traceback.print_exc()
     finally:
         os._exit(code)
