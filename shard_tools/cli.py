@@ -17,7 +17,7 @@ from data.errors import UserError
 from data.shards import Manifest, ShardSet
 from shard_tools.accounts import class_lines
 from shard_tools.failures import Failure
-from shard_tools.ffmpeg_check import require_ffmpeg
+from shard_tools.ffmpeg_check import check_clips, require_ffmpeg
 from shard_tools.items import Item, Plan
 from shard_tools.options import pack_options, settings
 from shard_tools.packing import PackOptions, pack, share_out
@@ -63,6 +63,8 @@ def run(arguments: argparse.Namespace, make_plan: Callable[[argparse.Namespace],
         print(f"{store.prefix}: already packed")
         return _sum_up(manifest, store, arguments.max_failures)
     try:
+        if not options.video.copy:
+            check_clips()
         store.begin(ffmpeg)
         left = _pack(store, plan, shards, options)
         manifest = store.finished_set()

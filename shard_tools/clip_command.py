@@ -96,9 +96,12 @@ def clip_size(width: int, height: int, short_side: int | None) -> tuple[int, int
     return max(32 * round(width * scale / 32), 32), max(2 * round(height * scale / 2), 16)
 
 
-def clip_command(jobs: Sequence[Job], settings: VideoSettings, outputs: Sequence[str]) -> list[str]:
-    """The command for one process that makes all clips, each into the path of `outputs` at its place."""
-    command = [*_ffmpeg(), "-filter_threads", "1", "-max_error_rate", str(MAX_ERROR_RATE)]
+def clip_command(
+    jobs: Sequence[Job], settings: VideoSettings, outputs: Sequence[str], level: str = "error"
+) -> list[str]:
+    """The command for one process that makes all clips, each into the path of `outputs` at its place; `level` of what
+    FFmpeg says."""
+    command = [*_ffmpeg(level), "-filter_threads", "1", "-max_error_rate", str(MAX_ERROR_RATE)]
     inputs: dict[tuple[str, Fraction], int] = {}
     for job in jobs:
         place = (job.path, job.seek)
@@ -132,8 +135,8 @@ def copy_command(path: str, stream: int, output: str) -> list[str]:
     return [*_ffmpeg(), *_input(), "-i", f"file:{path}", "-map", f"0:{stream}", "-c:v", "copy", *_output(output)]
 
 
-def _ffmpeg() -> list[str]:
-    return [*_die_with_parent(), "ffmpeg", "-hide_banner", "-v", "error", "-nostdin", "-nostats", "-y"]
+def _ffmpeg(level: str = "error") -> list[str]:
+    return [*_die_with_parent(), "ffmpeg", "-hide_banner", "-v", level, "-nostdin", "-nostats", "-y"]
 
 
 def _input() -> list[str]:

@@ -1,8 +1,8 @@
 """Whether the FFmpeg that is installed makes the clips that the packers ask for: one small clip is made and looked at.
 
-Versions differ in what they do with the same command, mostly without a word: FFmpeg 7 loses the rate behind a filter
-and does not count damaged frames (it divides whole numbers), FFmpeg 9 converts colours once more than it is told. What
-is known of these is dealt with in `clip_command` and `transcode`; here is found where a version does something else.
+Versions differ in what they do with the same command, mostly without a word: FFmpeg 7 loses the rate behind a filter,
+6.1 to 8 do not count damaged frames (they divide whole numbers), 9 converts colours once more than it is told. What is
+known of these is dealt with in `clip_command` and `transcode`; here is found where a version does something else.
 """
 
 import re
@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import UserError
-from shard_tools.clip_command import Job, Span, VideoSettings, clip_command
+from shard_tools.clip_command import MAX_ERROR_RATE, Job, Span, VideoSettings, clip_command
 from shard_tools.mp4_boxes import constant_rate, key_frames
-from shard_tools.run_ffmpeg import Ran, decode_errors, run_into_memory
+from shard_tools.run_ffmpeg import Ran, damaged_share, run_into_memory
 from shard_tools.source_video import Source
 
 _WIDTH, _HEIGHT, _RATE, _FRAMES = 128, 48, Fraction(24000, 1001), 96
@@ -29,7 +29,7 @@ _FPS = Fraction(24)
 _SETTINGS = VideoSettings(
     short_side=None, fps=_FPS, crf=18, preset="veryfast", gop=30, min_frames=1, max_pixels=36_000_000
 )
-LAST_OF_ONE_THREAD = 6
+LAST_THAT_TAKES_MANY = 6
 """Major version of FFmpeg."""
 _NEAR = 4
 """Steps of 8 bits that a colour may be off: x264 and rounding take 2 at most."""
@@ -39,11 +39,10 @@ def require_ffmpeg(copy: bool = False) -> str:
     """Version of the FFmpeg program.
 
     Args:
-        copy: clips are not encoded: ffprobe is needed, which looks for the key frames of a copied stream, and what
-            encoding would do is not looked at.
+        copy: clips are not encoded: ffprobe is needed, which looks for the key frames of a copied stream.
 
     Raises:
-        UserError: it is missing or has no x264, ffprobe is missing where it is needed, or clips come out wrong.
+        UserError: it is missing or has no x264, or ffprobe is missing where it is needed.
     """
     if not shutil.which("ffmpeg"):
         raise UserError("ffmpeg not found: install it (Debian/Ubuntu: apt-get install ffmpeg)")
@@ -54,20 +53,28 @@ def require_ffmpeg(copy: bool = False) -> str:
     )
     if "libx264" not in done.stdout:
         raise UserError("this ffmpeg has no H.264 encoder (libx264): install a full build of it")
-    version = _version(str(shutil.which("ffmpeg")))
-    if not copy and (fault := _look(str(shutil.which("ffmpeg")))[0]):
+    return _version(str(shutil.which("ffmpeg")))
+
+
+def check_clips() -> None:
+    """Raises UserError where clips that the installed FFmpeg makes are not what the packers ask for; says in what."""
+    program = str(shutil.which("ffmpeg"))
+    if fault := _look(program)[0]:
         raise UserError(
-            f"clips that this ffmpeg ({version}) makes are wrong: {fault}. Install another version: 5.1, 7.0 and 9.0"
-            " are known to be right"
+            f"clips that this ffmpeg ({_version(program)}) makes are wrong: {fault}. Install another version: 5.1, 7.0"
+            " and 9.0 are known to be right"
         )
-    return version
 
 
 def takes_many() -> bool:
-    """Whether one process may make many clips. Since FFmpeg 7 every part of a process is a thread, and in 9.0 one of
-    three outputs of a file may wait for the others for ever (seen in one run of six); before, there was one thread."""
-    major = re.match(r"n?(\d+)\.", _version(str(shutil.which("ffmpeg"))))
-    return major is not None and int(major[1]) <= LAST_OF_ONE_THREAD
+    """Whether one process may make many clips: not in FFmpeg 9.0, where one of three outputs of a file may wait for the
+    others for ever (seen in one run of six), nor in 7 and 8, which schedule outputs in the same new way."""
+    return may_take_many(_version(str(shutil.which("ffmpeg"))))
+
+
+def may_take_many(version: str) -> bool:
+    major = re.match(r"n?(\d+)\.", version)
+    return major is not None and int(major[1]) <= LAST_THAT_TAKES_MANY
 
 
 @cache
@@ -99,7 +106,8 @@ def _look(program: str) -> tuple[str, bool]:
         third = len(content) // 3
         source.write_bytes(content[:third] + b"\xff" * third + content[2 * third :])
         damaged = _make(source, None)
-    missed = damaged.status <= 0 and not decode_errors(damaged.messages)
+        share = damaged_share(_make(source, None, "verbose").messages) if damaged.status <= 0 else 1.0
+    missed = (share or 0) <= MAX_ERROR_RATE
     return _fault_of(clip.videos[0]) or ("damaged videos pass as whole ones" if missed else ""), damaged.status > 0
 
 
@@ -126,10 +134,10 @@ def _fault_of(clip: bytes) -> str:
     return ""
 
 
-def _make(source: Path, span: Span | None) -> Ran:
+def _make(source: Path, span: Span | None, level: str = "error") -> Ran:
     what = Source(_WIDTH, _HEIGHT, _RATE, float(_FRAMES / _RATE), 0.1, "bt601")
     job = Job(str(source), what, _FPS, span, preroll=0.5)
-    return run_into_memory(lambda outputs: clip_command([job], _SETTINGS, outputs), 1)
+    return run_into_memory(lambda outputs: clip_command([job], _SETTINGS, outputs, level), 1)
 
 
 def _pictures() -> bytes:

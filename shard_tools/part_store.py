@@ -3,7 +3,6 @@
     SHARDS/.{dataset}-{split}.parts/plan.json      what is being packed: settings, a digest of the items
     SHARDS/.{dataset}-{split}.parts/000012.json    shard 12 is whole: its index rows, failures, bytes and sha256
     SHARDS/.{dataset}-{split}.parts/000012.spool   samples of run 12 of a movie, see `spool`
-    SHARDS/.{dataset}-{split}.parts/VERSION.ffmpeg a version of FFmpeg with which a process of the run began
 
 Every file appears under its name at once, whole. When all records are there, any process may merge them into the index,
 the list of failures and, last, the manifest; then the folder of parts goes.
@@ -12,13 +11,12 @@ the list of failures and, last, the manifest; then the folder of parts goes.
 import contextlib
 import json
 import os
-import re
 import shutil
 import socket
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from io import BufferedRandom
 from pathlib import Path
 from typing import Any
@@ -36,13 +34,14 @@ from shard_tools.items import Plan
 class ShardRecord:
     """A finished shard. `info` is None where every item of it failed: then there is no tar. `rows` are the index rows
     without the shard's number; `seconds` of video; `labels`
-    counts class ids."""
+    counts class ids; `ffmpeg` is the version of the process that finished it."""
 
     info: ShardInfo | None
     rows: list[list[int]]
     failures: list[Failure]
     seconds: float
     labels: dict[int, int]
+    ffmpeg: str = ""
 
 
 class PartStore:
@@ -60,6 +59,7 @@ class PartStore:
         self.name = f"{plan.dataset}-{plan.split}"
         self.prefix = out / self.name
         self.parts = out / f".{self.name}.parts"
+        self.ffmpeg = ""
         self.settings = {**settings, "items": len(plan.items), "digest": plan.digest()}
 
     def finished_set(self) -> Manifest | None:
@@ -77,7 +77,7 @@ class PartStore:
         """Makes the folder of parts, for a process with this version of FFmpeg. Raises UserError where it holds parts
         made with other settings."""
         self.parts.mkdir(parents=True, exist_ok=True)
-        self._version_path(ffmpeg).touch()
+        self.ffmpeg = ffmpeg
         path = self.parts / "plan.json"
         # Of two that start at the same moment one writes it; then both look at what it holds.
         with atomic_file(path, replace=False) as file:
@@ -124,19 +124,14 @@ class PartStore:
         info = ShardInfo(**raw["info"]) if raw["info"] else None
         failures = [Failure(**failure) for failure in raw["failures"]]
         labels = {int(number): count for number, count in raw["labels"].items()}  # JSON has no numbers as keys
-        return ShardRecord(info, raw["rows"], failures, raw["seconds"], labels)
+        return ShardRecord(info, raw["rows"], failures, raw["seconds"], labels, raw.get("ffmpeg", ""))
 
     def write(self, shard: int, record: ShardRecord) -> None:
         with atomic_file(self._record_path(shard)) as file:
-            file.write(json.dumps(asdict(record)).encode())
-
-    def _version_path(self, ffmpeg: str) -> Path:
-        name = re.sub(r"[^\w.+~-]", "_", ffmpeg)
-        return self.parts / f"{name}.ffmpeg"
+            file.write(json.dumps(asdict(replace(record, ffmpeg=self.ffmpeg))).encode())
 
     def merge(self) -> Manifest | None:
         """Writes index, failures and manifest. None where there is not one sample, and then only the failures."""
-        versions = sorted(path.stem for path in self.parts.glob("*.ffmpeg"))
         records = [self.read(shard) for shard in range(self.shards)]
         kept = [record for record in records if record.info]
         failures = [*self.plan.lost, *(failure for record in records for failure in record.failures)]
@@ -161,7 +156,7 @@ class PartStore:
                 failures=dict(sorted(lost.items())),
                 settings={
                     "pack": self.settings,
-                    "ffmpeg": ", ".join(versions),
+                    "ffmpeg": ", ".join(sorted({record.ffmpeg for record in kept if record.ffmpeg})),
                     "dropped": self.plan.dropped,
                     "per_class": per_class(self.plan.classes, self.plan.asked, packed),
                     "hours": round(sum(record.seconds for record in kept) / 3600, 4),

@@ -52,16 +52,13 @@ def run_into_memory(command: Callable[[list[str]], list[str]], count: int) -> Ra
             os.close(file)
 
 
-def decode_errors(messages: Sequence[str]) -> int:
-    """How often the decoder of FFmpeg 6.1 and later has told of a packet or frame that it could not decode."""
-    errors, counted = 0, False
-    for line in messages:
-        if repeated := re.match(r"\s*Last message repeated (\d+) times", line):
-            errors += int(repeated[1]) * counted
-        else:
-            counted = "[dec:" in line
-            errors += counted
-    return errors
+def damaged_share(messages: Sequence[str]) -> float | None:
+    """Share of frames that could not be decoded, as FFmpeg 6.1 and later say at the level `verbose`; None where they do
+    not."""
+    found = [re.search(r"(\d+) frames decoded; (\d+) decode errors", line) for line in messages]
+    counts = [(int(match[1]), int(match[2])) for match in found if match]
+    frames, errors = sum(frames for frames, _ in counts), sum(errors for _, errors in counts)
+    return errors / max(frames + errors, 1) if counts else None
 
 
 def _read(file: int) -> bytes:

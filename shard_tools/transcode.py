@@ -11,7 +11,7 @@ from shard_tools.clip_command import MAX_ERROR_RATE, Job, VideoSettings, clip_co
 from shard_tools.failures import Unpackable
 from shard_tools.ffmpeg_check import counts_damage, takes_many
 from shard_tools.mp4_boxes import has_track, key_frames
-from shard_tools.run_ffmpeg import Ran, decode_errors, run_into_memory
+from shard_tools.run_ffmpeg import Ran, damaged_share, run_into_memory
 from shard_tools.source_video import count_decodable, one_line
 
 _PREROLLS = (30.0, float("inf"))  # seconds, for a source in which a shorter seek came out late
@@ -70,8 +70,8 @@ def _transcode_one(job: Job, settings: VideoSettings) -> Clip | Unpackable:
         return _decode_error(job, ran.message)
     made = _finish(job, ran.videos[0], settings)
     if ran.status < 0 and isinstance(made, Clip) and not counts_damage():
-        errors, frames = decode_errors(ran.messages), round(made.frames / made.fps * job.source.fps)
-        if errors > MAX_ERROR_RATE * (errors + frames):
+        told = _run_ffmpeg([job], settings, "verbose").messages
+        if (damaged_share(told) or 0) > MAX_ERROR_RATE:
             return _decode_error(job, ran.message)
     return made
 
@@ -82,9 +82,9 @@ def _decode_error(job: Job, message: str) -> Unpackable:
     return Unpackable("decode error", where + one_line(message, job.path))
 
 
-def _run_ffmpeg(jobs: Sequence[Job], settings: VideoSettings) -> Ran:
+def _run_ffmpeg(jobs: Sequence[Job], settings: VideoSettings, level: str = "error") -> Ran:
     """One process for all jobs."""
-    return run_into_memory(lambda outputs: clip_command(jobs, settings, outputs), len(jobs))
+    return run_into_memory(lambda outputs: clip_command(jobs, settings, outputs, level), len(jobs))
 
 
 def _finish(job: Job, video: bytes, settings: VideoSettings) -> Clip | Unpackable:
