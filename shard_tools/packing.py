@@ -124,8 +124,8 @@ def _counted(results: Iterable[Packed | Failure], progress: Progress) -> Iterato
 
 
 def pack_run(settings: VideoSettings, items: Sequence[Item]) -> list[Packed | Failure]:
-    """As `pack_items`, for successive parts of one video, which is read once for all of them where FFmpeg's version allows
-    it (`ffmpeg_check.takes_many`)."""
+    """As `pack_items`, for successive parts of one video, which is read once for all of them where the version of
+    FFmpeg allows it (`ffmpeg_check.takes_many`)."""
     return pack_items(settings, items, read_once=True)
 
 

@@ -16,8 +16,8 @@ from shard_tools.video_files import VideoFiles
 
 KEYFRAMES_PER_SEGMENT = 8
 SEGMENTS_PER_RUN = 8
-"""How many are cut in one go, where FFmpeg's version allows it. Each has an encoder of its own, whose memory is kept to the end of the run: 25 MB at
-768x320, 200 MB at 1920x1080."""
+"""How many are cut in one go, where FFmpeg's version allows it. Each has an encoder of its own, whose memory is kept to
+the end of the run: 25 MB at 768x320, 200 MB at 1920x1080."""
 _FAR = 60.0  # seconds of film without a keyframe that are sought over and not read through
 
 
