@@ -204,6 +204,15 @@ def test_a_span_shows_at_each_frame_what_the_film_shows_at_that_second(tmp_path)
     assert [read_counter(picture(clip, n)) for n in (0, 7, 33, 49)] == [75, 82, 108, 124]
 
 
+@pytest.mark.parametrize("span", [None, Span(Fraction(0), 10), Span(Fraction(3), 10)])
+def test_the_rate_is_said_again_behind_the_filter_that_loses_it(tmp_path, span):
+    """FFmpeg 7 takes 25 frames a second for the rate behind setpts; neither of those that make clips here does."""
+    command = clip_command([job(video(tmp_path / "x.mp4"), span=span)], SETTINGS, ["out.mp4"])
+    filters = command[command.index("-vf") + 1].split(",")
+    last = max(place for place, name in enumerate(filters) if name.startswith("setpts="))
+    assert filters[last + 1] == "fps=15"
+
+
 def test_a_span_far_into_an_avi_shows_the_nearest_frames(tmp_path):
     """Its unit of time is a whole frame: what is sought must be one too, or all times would be off by a part of one."""
     source = video(tmp_path / "x.avi", counter_source("30000/1001"), 20.0, "-g", "90", "-pix_fmt", "yuv420p")
