@@ -6,6 +6,7 @@ Shapes: B clips; P prefix tokens, then t x h x w tubelet tokens of width D; K bo
 
 from typing import Final, Literal
 
+import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
@@ -68,8 +69,7 @@ class ClassificationHead(nn.Module):
             pooled = prefix[:, 0]
         else:
             raise ValueError('pool "class_token" needs a backbone with class_token=True; use pool "mean"')
-        logits: Tensor = self.fc(self.dropout(self.fc_norm(pooled)))
-        return logits
+        return _logits(self.fc, self.dropout(self.fc_norm(pooled)))
 
     def flops(self, tokens: int, boxes: float) -> float:
         """Operations of the forward pass over one clip of so many tokens, as `models.flops` counts them."""
@@ -151,8 +151,7 @@ class LocalisationHead(nn.Module):
         pooled = self.pool_boxes(tokens, grid, boxes, box_clip)
         if self.context is not None:
             pooled = self.context(pooled, tokens, box_clip)
-        logits: Tensor = self.fc(self.dropout(pooled))
-        return logits
+        return _logits(self.fc, self.dropout(pooled))
 
     def pool_boxes(self, tokens: Tensor, grid: Grid, boxes: Tensor, box_clip: Tensor) -> Tensor:
         """Vectors of boxes, [K, D], before context and dropout; arguments as in `forward`."""
@@ -176,6 +175,14 @@ def _linear(dim: int, num_classes: int) -> nn.Linear:
     layer = nn.Linear(dim, check_int("num_classes", num_classes, 1, MAX_CLASSES))
     _reset_linear(layer)
     return layer
+
+
+def _logits(layer: nn.Linear, vectors: Tensor) -> Tensor:
+    """[K, D] -> [K, C] in the dtype of the layer's weights, also under autocast: bfloat16 has 8 significant bits, so
+    that many of the scores that an evaluation ranks would be the same."""
+    with torch.autocast(vectors.device.type, enabled=False):
+        logits: Tensor = layer(vectors.to(layer.weight.dtype))
+    return logits
 
 
 def _reset_linear(layer: nn.Linear) -> None:

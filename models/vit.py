@@ -12,12 +12,13 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from timm.layers import DropPath, LayerScale, Mlp, get_act_layer, trunc_normal_
+from timm.layers import LayerScale, Mlp, get_act_layer, trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.attention import ATTENTION_BACKENDS, Attention, AttentionFunction
 from models.compilation import require_compiler
+from models.drop_path import TensorDropPath
 from models.load_report import LoadReport
 from models.options import check_bool, check_choice, check_divisible, check_int, check_keys, check_number
 from models.positions import sincos_positions
@@ -181,7 +182,7 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, config.norm_eps)
         self.mlp = LeanMlp(dim, config.mlp_dim, act_layer=get_act_layer(config.act_layer))
         self.ls2 = _layer_scale(config)
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.drop_path = TensorDropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, tokens: Tensor, attend: AttentionFunction | None = None, checkpointing: str = "none") -> Tensor:
         """[B, N, D] -> [B, N, D].
@@ -260,7 +261,7 @@ class VideoViT(nn.Module):
                 trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm | LayerScale):
+            elif isinstance(module, nn.LayerNorm | LayerScale | TensorDropPath):
                 module.reset_parameters()
         kernel = self.patch_embed.proj
         nn.init.xavier_uniform_(kernel.weight.flatten(1))

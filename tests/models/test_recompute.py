@@ -135,6 +135,25 @@ def test_compiled_blocks_agree_with_those_that_are_not():
         torch.testing.assert_close(got, want, atol=2e-4, rtol=1e-4)
 
 
+def test_all_blocks_run_compiled_whatever_their_stochastic_depth():
+    """One graph for all: of several that differ in a number torch.compile makes eight, and runs the rest as they are."""
+    backbone, ran = small(depth=12, drop_path_rate=0.3, grad_checkpointing="selective"), []
+
+    def backend(graph, inputs):
+        return lambda *args: ran.append(graph) or graph(*args)
+
+    for block in backbone.blocks:
+        block.compile(backend=backend)
+    clips = torch.randn(2, 3, 4, 16, 24)
+    backbone(clips).sum().backward()
+    assert len(ran) >= 12 and len(set(map(id, ran))) <= 3
+    ran.clear()
+    backbone.eval()
+    with torch.no_grad():
+        backbone(clips)
+    assert len(ran) >= 12
+
+
 def test_what_compilation_lacks_is_told_when_the_model_is_built(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match=r"needs a C\+\+ compiler, and there is no g\+\+: .*or switch compile off"):

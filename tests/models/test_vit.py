@@ -134,8 +134,18 @@ def test_stochastic_depth_grows_linearly_and_drops_whole_samples():
     tokens = torch.randn(400, 12, 16)
     unchanged = (last(tokens) == tokens).flatten(1).all(dim=1)
     assert unchanged.float().mean().item() == pytest.approx(0.4**2, abs=0.08)  # both branches dropped
+    ones = last.drop_path(torch.ones(4000, 2, 3))
+    assert ones.unique().tolist() == pytest.approx([0, 1 / 0.6]) and (ones == ones[:, :1, :1]).all()
+    assert ones.mean().item() == pytest.approx(1, abs=0.06)
     last.eval()
     assert not (last(tokens) == tokens).flatten(1).all(dim=1).any()
+
+
+def test_a_backbone_made_on_the_meta_device_has_its_stochastic_depth():
+    with torch.device("meta"):
+        backbone = small(depth=3, drop_path_rate=0.4)
+    backbone.to_empty(device="cpu").reset_parameters()
+    assert [block.drop_path.keep.item() for block in backbone.blocks[1:]] == pytest.approx([0.8, 0.6])
 
 
 def test_bfloat16_parameters_take_float_clips():

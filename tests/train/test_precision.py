@@ -70,6 +70,7 @@ def dtypes(out):
     handle.remove()
     assert isinstance(engine, DeepSpeedEngine)
     zero = engine.engine.optimizer
+    assert not torch.equal(logits, logits.bfloat16().float()), "logits were rounded to bf16"
     seen |= {"logits": logits.dtype, "loss": loss.dtype, "boxes": boxes["rois"].dtype}
     seen["gradients"] = zero.gradient_accumulation_dtype
     engine.step(1e-3, {"where": 1.0})
