@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import timm
 import torch
 from timm.layers import GELU, GELUTanh, QuickGELU
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from models.checkpoint_files import CONFIG_FILE, EMA_FIRST, FILE_SUFFIXES, find_weights_file, read_json, read_tensors
@@ -216,8 +216,11 @@ def _describe(model: nn.Module) -> dict[str, Any]:
         raise ValueError(f"it is a {name} of timm, and only VisionTransformer can be inflated")
     block: Any = model.blocks[0]
     act = ACT_LAYERS.get(type(block.mlp.act)) if hasattr(block, "mlp") and hasattr(block.mlp, "act") else None
-    if act is None or not isinstance(block.norm1, nn.LayerNorm):
-        raise ValueError(f"its blocks are not those of a plain vision transformer: {type(block).__name__}")
+    # Others may have the same tensors: with ResPostBlock norms come behind attention and MLP.
+    odd = next((each for each in model.blocks if type(each) is not Block), None)
+    if odd is not None or act is None or not isinstance(block.norm1, nn.LayerNorm):
+        kind = type(block if odd is None else odd).__name__
+        raise ValueError(f"its blocks are not those of a plain vision transformer: {kind}")
     return {"num_heads": block.attn.num_heads, "act_layer": act, "norm_eps": block.norm1.eps}
 
 

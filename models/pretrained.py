@@ -225,6 +225,10 @@ def _read_normalisation(folder: Path) -> tuple[list[float], list[float]] | None:
         check_number("rescale_factor", scale, -1e6, 1e6)
     # value in [0, 1] -> (255 scale value - offset - mean) / std
     factor = 255 * scale
+    if offset and factor == 2 and mean == std == [0.5] * CHANNELS:
+        # VivitImageProcessor's defaults normalise to [-1, 1] twice. The weights that come with them were trained on
+        # [-1, 1]: `zero_centering` of scenic's projects/vivit/configs, from which they were converted.
+        mean, std = [0.0] * CHANNELS, [1.0] * CHANNELS
     if factor == 0 or 0 in std:
         return None
     return [(m + offset) / factor for m in mean], [s / factor for s in std]

@@ -159,6 +159,12 @@ def test_names_of_other_networks_are_refused(name):
         read_image_vit(name, network_only=True)
 
 
+def test_a_network_whose_tensors_alone_look_plain_is_refused():
+    """Its norms follow attention and MLP, under the names and shapes of those that precede them."""
+    with pytest.raises(ValueError, match="not those of a plain vision transformer: ResPostBlock"):
+        read_image_vit("vit_base_patch16_rpn_224", network_only=True)
+
+
 def test_a_folder_of_the_hub(tmp_path):
     source = timm.create_model("vit_tiny_patch16_224", num_classes=5)
     timm.models.save_for_hf(source, tmp_path, safe_serialization=True)

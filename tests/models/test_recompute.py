@@ -136,7 +136,7 @@ def test_compiled_blocks_agree_with_those_that_are_not():
 
 
 def test_all_blocks_run_compiled_whatever_their_stochastic_depth():
-    """One graph for all: of several that differ in a number torch.compile makes eight, and runs the rest as they are."""
+    """One graph for all: of several that differ in a number torch.compile makes eight, and runs others as they are."""
     backbone, ran = small(depth=12, drop_path_rate=0.3, grad_checkpointing="selective"), []
 
     def backend(graph, inputs):

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from transformers import VideoMAEForVideoClassification, VivitForVideoClassification
+from transformers import VideoMAEForVideoClassification, VivitForVideoClassification, VivitImageProcessor
 
 from data.errors import UserError
 from models import backbone_from_checkpoint, load_model
@@ -43,6 +43,17 @@ def test_what_a_recipe_leaves_open_is_as_the_source_has_it(tmp_path, family):
     told = describe_init(recipe, model) or ""
     assert "tensors loaded" in told and "classifier" in told
     assert "trained with model.mean=[0.4, 0.5, 0.6] model.std=[1.0, 1.0, 1.0]; the recipe has [0.5, 0.5, 0.5]" in told
+
+
+def test_the_default_processor_of_vivit_is_not_taken_at_its_word(tmp_path):
+    """It normalises to [-1, 1] twice; its weights were trained on clips of [-1, 1], as the recipe's default gives."""
+    save(vivit(image_size=32), tmp_path / "hf")
+    VivitImageProcessor().save_pretrained(tmp_path / "hf")
+    recipe = tiny_recipe(tmp_path / "run", f"model.init.source={tmp_path / 'hf'}", *CLIPS, *SIZES)
+    model, _ = made(recipe)
+    assert model.backbone.load_report is not None
+    assert model.backbone.load_report.normalisation == ([0.5] * 3, [0.5] * 3)
+    assert "note" not in (describe_init(recipe, model) or "")
 
 
 def test_a_recipe_of_another_network_is_told_which_keys_to_set(tmp_path):
