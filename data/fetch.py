@@ -9,6 +9,8 @@ from data.storage import Damaged, Retry, count, fetch_range, remote_size, retrie
 
 CHUNK = 16 * 2**20
 """Bytes of one request: enough that its latency hardly counts, little enough to lose when it breaks off."""
+LEAST_CHUNK = 256 * 2**10
+"""So far a request is halved each time that it breaks off: what never lasts for a large one gets on with these."""
 
 
 @dataclass(frozen=True)
@@ -55,23 +57,33 @@ def _complete(file: RemoteFile, descriptor: int, retry: Retry, alive: Callable[[
     while kept := os.pread(descriptor, CHUNK, done):
         digest.update(kept)
         done += len(kept)
+    chunk = CHUNK
+
+    def read() -> bytes:
+        nonlocal chunk
+        try:
+            content = request(done, min(done + chunk, file.bytes))
+        except Exception:
+            chunk = min(chunk, max(LEAST_CHUNK, chunk // 2))
+            raise
+        chunk = min(CHUNK, 2 * chunk)
+        return content
+
+    def request(start: int, end: int) -> bytes:
+        content = fetch_range(file.url, start, end)
+        if not content:
+            # Past the end some file systems give nothing, where others say that there is nothing.
+            size = remote_size(file.url)
+            if size is not None and size < file.bytes:
+                raise Damaged(f"{file.url}: has {size} bytes, the manifest says {file.bytes}: upload it again")
+            raise EOFError(f"nothing came of bytes {start} to {end}")
+        if len(content) <= end - start:
+            return content
+        if len(content) != file.bytes:
+            raise Damaged(f"{file.url}: has {len(content)} bytes, the manifest says {file.bytes}: upload it again")
+        return content[start:]  # from a server that cannot send parts
+
     while done < file.bytes:
-        start, end = done, min(done + CHUNK, file.bytes)
-
-        def read(start: int = start, end: int = end) -> bytes:
-            content = fetch_range(file.url, start, end)
-            if not content:
-                # Past the end some file systems give nothing, where others say that there is nothing.
-                size = remote_size(file.url)
-                if size is not None and size < file.bytes:
-                    raise Damaged(f"{file.url}: has {size} bytes, the manifest says {file.bytes}: upload it again")
-                raise EOFError(f"nothing came of bytes {start} to {end}")
-            if len(content) <= end - start:
-                return content
-            if len(content) != file.bytes:
-                raise Damaged(f"{file.url}: has {len(content)} bytes, the manifest says {file.bytes}: upload it again")
-            return content[start:]  # from a server that cannot send parts
-
         content = retried(read, file.url, retry, alive)
         _write(descriptor, content, done)
         digest.update(content)

@@ -1,5 +1,6 @@
 """One example, from its shard to its clip: read, decode, cut, and what its boxes and labels are."""
 
+import errno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -22,6 +23,12 @@ from data.view import ViewConfig
 
 T = TypeVar("T")
 
+OUTAGES = (
+    *(errno.EACCES, errno.EPERM),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    *(errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN),
+)
+"""Errors of a file that say nothing about it: a substitute for its clips would change what is learned."""
 PROPOSAL_IOU = 0.5
 """The overlap that lets a proposal take a person's labels in training: what the evaluation takes for a match."""
 
@@ -61,6 +68,7 @@ def load_example(task: TaskData, example: int, rng: np.random.Generator) -> Exam
 
     Raises:
         BadSample: the sample cannot be read, its record or video is bad, or it has no label to train on.
+        UserError: the machine or the file system is at fault, here and below.
     """
     return _Source(task, example).load(lambda source: [source.train(rng)])[0]
 
@@ -107,6 +115,11 @@ class _Source:
             self.frames = frame_count(self.sample)
             return make(self)
         except (SampleError, DecodeError, OSError, RecursionError, OverflowError) as error:
+            if isinstance(error, OSError) and error.errno in OUTAGES:
+                raise UserError(
+                    f"{error.filename or self.task.shards.prefix}: {error.strerror}: this is the machine's or the file"
+                    " system's doing, not the clip's, so the run stops here and can be resumed later"
+                ) from error
             raise BadSample(self.key, " ".join(str(error).split())) from error
 
     def train(self, rng: np.random.Generator) -> Example:

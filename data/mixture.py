@@ -1,12 +1,14 @@
 """A recipe's mixture: which clips every rank loads in every step, and the dataset that holds them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from data.dataset import MixtureDataset, TaskData
 from data.lookahead import Lookahead
 from data.order import EpochOrder
 from data.recipe import DataRecipe
 from data.schedule import MicroStep, NodeShare, Schedule, micro_clips, micro_steps
+from data.shard_cache import GB, ShardCache
+from data.storage import is_remote
 
 
 def schedule_of(recipe: DataRecipe) -> Schedule:
@@ -18,6 +20,11 @@ def schedule_of(recipe: DataRecipe) -> Schedule:
 def order_of(data: TaskData, recipe: DataRecipe) -> EpochOrder:
     batch = recipe.tasks[data.name].batch
     return EpochOrder(data.shards.shard_examples, recipe.seed, data.name, recipe.window, batch)
+
+
+def open_cache(recipe: DataRecipe, prefixes: Iterable[str]) -> ShardCache | None:
+    """The recipe's cache, where any of the sets is remote. Raises UserError where it cannot be used."""
+    return ShardCache(recipe.cache.folder, recipe.cache.max_gb * GB) if any(map(is_remote, prefixes)) else None
 
 
 class StepPlan:

@@ -52,7 +52,7 @@ class Prefetcher:
                 try:
                     self._cache.fetch_ahead(file)
                 except (OSError, UserError):
-                    # Kept in the cache for the reader of this file, to whom it matters.
+                    # For the reader of this file, to whom it matters, it is kept in the cache, or met with again.
                     continue
 
     def _replaced(self) -> bool:

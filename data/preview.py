@@ -20,7 +20,7 @@ from data.dataset import MixtureDataset, TaskData
 from data.decode import require_ffmpeg
 from data.errors import UserError
 from data.loader import train_loader
-from data.mixture import StepPlan, build_mixture, order_of
+from data.mixture import StepPlan, build_mixture, open_cache, order_of
 from data.recipe import DataRecipe, load_data_recipe, view_config
 from data.schedule import TaskStep
 from data.shards import ShardSet
@@ -50,11 +50,11 @@ def parser() -> argparse.ArgumentParser:
 
 def open_sets(recipe: DataRecipe) -> list[TaskData]:
     """The training sets of a recipe. Raises UserError, with the task's key, for one that cannot be used."""
-    sets = []
+    sets, cache = [], open_cache(recipe, [task.shards for task in recipe.tasks.values()])
     for name, task in recipe.tasks.items():
         try:
             # A few clips of a remote shard are no reason to fetch it.
-            shards, view = ShardSet(task.shards).by_range(), view_config(task.view, recipe.model)
+            shards, view = ShardSet(task.shards, cache).by_range(), view_config(task.view, recipe.model)
             sets.append(TaskData(name, task.kind, shards, view))  # type: ignore[arg-type]  # checked
         except UserError as error:
             raise UserError(f"tasks.{name}.shards: {error}") from error

@@ -51,6 +51,21 @@ class TaskSource:
     """How a clip is cut from a video and augmented: keys of ViewConfig."""
 
 
+@dataclass
+class CacheRecipe:
+    """Where shards that are URLs (s3://, gs://, hf://, https://, ...) are kept on each machine; see docs/storage.md.
+    Local paths are read in place."""
+
+    folder: str | None = None
+    """A folder on a disk of the machine, shared by all ranks and by other runs. None: $COFINETUNING_CACHE, or else one
+    in $TMPDIR (/tmp)."""
+    max_gb: float = 100.0
+    """Most that the folder holds, in 10^9 bytes; what was used longest ago goes first."""
+    whole_shards: bool = True
+    """Fetch shards whole, ahead of use, and verify them. False: read each clip on its own when it is needed and keep
+    nothing, for so many machines that each uses little of a shard."""
+
+
 @dataclass(kw_only=True)
 class DataRecipe:
     """What decides the clips of every step of a run."""
@@ -68,6 +83,7 @@ class DataRecipe:
     """Shards that are shuffled into each other."""
     workers: int = 4
     """Loader processes per rank; 0 decodes in the training process."""
+    cache: CacheRecipe = field(default_factory=CacheRecipe)
     model: ClipSize = field(default_factory=ClipSize)
 
 
@@ -169,6 +185,7 @@ def check_data(recipe: DataRecipe, where: str) -> None:
     demand(0 <= recipe.seed < 2**63, where, "seed", recipe.seed, "must be at least 0 and below 2 ** 63")
     demand(recipe.window >= 1, where, "window", recipe.window, "must be at least 1")
     demand(recipe.workers >= 0, where, "workers", recipe.workers, "must not be below 0")
+    demand(recipe.cache.max_gb > 0, where, "cache.max_gb", recipe.cache.max_gb, "must be above 0")
     one_of(where, "schedule", recipe.schedule, SCHEDULES)
     for name, task in recipe.tasks.items():
         key = f"tasks.{name}"

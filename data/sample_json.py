@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 import numpy as np
 
 from data.shards import KEY_PATTERN
+
+VIDEO_ID = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,255}")
+"""Rows of CSV files bear it: no line of its own, and nothing that UTF-8 cannot write."""
 
 
 class SampleError(ValueError):
@@ -81,7 +85,7 @@ def read_keyframe(sample: Mapping[str, Any], item: int, dense: Mapping[int, int]
         SampleError: a field is missing or malformed, a box lies outside the frame or has no area, an unknown class.
     """
     video_id, keyframes = sample.get("video_id"), sample.get("keyframes")
-    if not isinstance(video_id, str):
+    if not isinstance(video_id, str) or not VIDEO_ID.fullmatch(video_id):
         raise SampleError(f"bad video_id {_show(video_id)}")
     if not isinstance(keyframes, list) or item >= len(keyframes) or not isinstance(keyframes[item], dict):
         raise SampleError(f"has no keyframe number {item}")

@@ -2,7 +2,7 @@
 
     FOLDER/{key}                a whole file that was verified; its modification time is that of its last use
     FOLDER/{key}-{bytes}.part   one on its way. Whoever fetches it holds its flock, which ends with the process
-    FOLDER/{key}.failed         why it could not be fetched, for those who waited for it
+    FOLDER/{key}.failed         why there is no such file at a URL, for those who waited for it
     FOLDER/lock                 held while room is made
 
 A file's key is its sha256, so the same content from two places is one entry and a new version is another. Reading one
@@ -138,8 +138,9 @@ class ShardCache:
         Replaces what an earlier call of this `reader` has left undone; what other readers of this process want comes
         after it.
 
-        As many as fit into the cache with room to spare; those that are there already are kept longest. What goes
-        wrong is told to the one who reads the file. Works in any process; the thread starts with the first call.
+        As many as fit into the cache with room to spare; those that are there already are kept longest. What is not
+        there, or wrong, is told to the one who reads the file, who tries anew after any other failure. Works in any
+        process; the thread starts with the first call.
         """
         self._prefetcher.want(files, reader)
 
@@ -183,7 +184,7 @@ class ShardCache:
                 " such files (cache.max_gb=...)"
             )
         path, part = self._path(file), f"{self._path(file)}-{file.bytes}.part"
-        self._raise_failure(path)
+        self._raise_failure(file)
         try:
             os.makedirs(self.folder, mode=0o700, exist_ok=True)  # someone may have tidied up
             while True:
@@ -206,11 +207,11 @@ class ShardCache:
                             return there
                         continue
                     else:
-                        self._raise_failure(path)
+                        self._raise_failure(file)
                         if not self._admit(file, descriptor, part, wait):
                             remove(part)
                             return None
-                        self._download(file, descriptor, path, part, wait)
+                        self._download(file, descriptor, part, wait)
                         self._publish(descriptor, path, part)
                         keep = True
                     fcntl.flock(descriptor, fcntl.LOCK_UN)
@@ -238,7 +239,7 @@ class ShardCache:
             time.sleep(POLL_S)
         return True
 
-    def _download(self, file: RemoteFile, descriptor: int, path: str, part: str, wait: bool) -> None:
+    def _download(self, file: RemoteFile, descriptor: int, part: str, wait: bool) -> None:
         """Completes and verifies a part whose lock is held."""
         for attempt in range(1, DISK_FULL_ATTEMPTS + 1):
             try:
@@ -249,7 +250,8 @@ class ShardCache:
                 mark_used(descriptor)
                 return
             except (Missing, Damaged, UserError) as error:
-                self._note_failure(path, error)
+                if isinstance(error, (Missing, Damaged)):
+                    self._note_failure(file, error)
                 remove(part)
                 raise
             except OSError as error:
@@ -288,24 +290,28 @@ class ShardCache:
                 return False
             time.sleep(POLL_S)
 
-    def _note_failure(self, path: str, error: Exception) -> None:
-        kind = type(error).__name__ if isinstance(error, (Missing, Damaged)) else "UserError"
-        temporary = f"{path}.failed.{os.getpid()}"
+    def _note_failure(self, file: RemoteFile, error: Missing | Damaged) -> None:
+        told = {"url": file.url, "kind": type(error).__name__, "reason": str(error)}
+        temporary = f"{self._path(file)}.failed.{os.getpid()}"
         with contextlib.suppress(OSError):
-            Path(temporary).write_text(json.dumps({"kind": kind, "reason": str(error)}))
-            os.replace(temporary, f"{path}.failed")
+            Path(temporary).write_text(json.dumps(told))
+            os.replace(temporary, f"{self._path(file)}.failed")
 
-    def _raise_failure(self, path: str) -> None:
-        """Raises what another process has met with lately, so that a thousand samples do not each ask for one shard."""
+    def _raise_failure(self, file: RemoteFile) -> None:
+        """Raises what another process has met with lately at this URL, so that a thousand samples do not each ask for
+        one shard. The same content may lie elsewhere too, and who has no access, or met with an outage while it read
+        ahead, says nothing about what others will find."""
+        path = f"{self._path(file)}.failed"
         try:
-            noted = os.stat(f"{path}.failed").st_mtime
+            noted = os.stat(path).st_mtime
             if noted < self.began or time.time() - noted > cache_room.FAILED_S:
                 return
-            failure = json.loads(Path(f"{path}.failed").read_text())
-        except (OSError, ValueError):
+            failure = json.loads(Path(path).read_text())
+            url, kind, reason = failure["url"], failure["kind"], failure["reason"]
+        except (OSError, ValueError, KeyError, TypeError):
             return
-        kinds: dict[str, type[Exception]] = {"Missing": Missing, "Damaged": Damaged}
-        raise kinds.get(failure["kind"], UserError)(failure["reason"])
+        if url == file.url:
+            raise {"Missing": Missing, "Damaged": Damaged}[kind](reason)
 
     def _problem(self, error: OSError) -> UserError:
         return UserError(

@@ -206,11 +206,11 @@ class ShardSet:
         where = f"{self.prefix}.index.npy"
         try:
             if self.cache is None:
-                index = np.load(local_path(where), mmap_mode="r", allow_pickle=False)
+                index = np.lib.format.open_memmap(local_path(where), mode="r")
             else:
                 with self.cache.opened(self._index_file(where)) as descriptor:
                     # By its descriptor: by its name it could be evicted just now.
-                    index = np.load(f"/proc/self/fd/{descriptor}", mmap_mode="r", allow_pickle=False)
+                    index = np.lib.format.open_memmap(f"/proc/self/fd/{descriptor}", mode="r")
         # The last two: numpy reads a header as a Python expression.
         except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:
             if isinstance(error, UserError):

@@ -205,21 +205,6 @@ class OptimRecipe:
     False: one optimizer and one learning-rate schedule over all tasks."""
 
 
-@dataclass
-class CacheRecipe:
-    """Where shards that are URLs (s3://, gs://, hf://, https://, ...) are kept on each machine; see docs/storage.md.
-    Local paths are read in place."""
-
-    folder: str | None = None
-    """A folder on a disk of the machine, shared by all ranks and by other runs. None: $COFINETUNING_CACHE, or else one
-    in $TMPDIR (/tmp)."""
-    max_gb: float = 100.0
-    """Most that the folder holds, in 10^9 bytes; what was used longest ago goes first."""
-    whole_shards: bool = True
-    """Fetch shards whole, ahead of use, and verify them. False: read each clip on its own when it is needed and keep
-    nothing, for so many machines that each uses little of a shard."""
-
-
 @dataclass(kw_only=True)
 class Recipe(DataRecipe):
     """A run. With the seed and the step, it decides every clip and every number of it."""
@@ -232,7 +217,6 @@ class Recipe(DataRecipe):
     tasks: dict[str, TaskRecipe]  # type: ignore[assignment]
     precision: str = "fp32"
     """fp32 | bf16 (torch autocast; parameters, gradients and optimizer state stay in fp32)."""
-    cache: CacheRecipe = field(default_factory=CacheRecipe)
     max_bad_share: float = 0.01
     """The run ends when a greater share of a rank's clips could not be read."""
     max_skipped_steps: int = 20
@@ -325,7 +309,6 @@ def _check_training(recipe: Recipe, where: str) -> None:
         check(getattr(recipe, key) >= 0, key, getattr(recipe, key), "must not be below 0")
     good = not recipe.keep_best or recipe.eval_every > 0
     check(good, "keep_best", recipe.keep_best, "needs evaluations during training: give eval_every")
-    check(recipe.cache.max_gb > 0, "cache.max_gb", recipe.cache.max_gb, "must be above 0")
     check(0 <= recipe.max_bad_share <= 1, "max_bad_share", recipe.max_bad_share, "must be a share from 0 to 1")
     check(0 <= recipe.ema < 1, "ema", recipe.ema, "must be in [0, 1)")
     one_of(where, "precision", recipe.precision, ("fp32", "bf16"))

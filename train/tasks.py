@@ -11,11 +11,10 @@ from torch import Tensor
 from data.batch import Batch
 from data.dataset import MixtureDataset, TaskData
 from data.errors import UserError
-from data.mixture import build_mixture, order_of
+from data.mixture import build_mixture, open_cache, order_of
 from data.schedule import NodeShare
 from data.shard_cache import GB, ShardCache
 from data.shards import ClassInfo, ShardSet
-from data.storage import is_remote
 from train.check_set import check_boxes, check_set, leak_warning
 from train.recipe import Recipe, TaskRecipe, load_recipe, view_config
 
@@ -65,9 +64,7 @@ def open_tasks(
     """
     prefixes = [task.shards for task in recipe.tasks.values() if train]
     prefixes += [task.val_shards for task in recipe.tasks.values() if val and task.val_shards]
-    cache = None
-    if any(map(is_remote, prefixes)):
-        cache = ShardCache(recipe.cache.folder, recipe.cache.max_gb * GB)
+    cache = open_cache(recipe, prefixes)
     tasks = [_open(name, task, recipe, cache, train, val) for name, task in recipe.tasks.items()]
     for task in tasks if check else []:
         for key, data in (("shards", task.train), ("val_shards", task.val)):

@@ -1,10 +1,14 @@
 """What takes the place of a bad sample, and when a run ends over them."""
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from data import shards as shards_module
 from data.batch import PADDING
 from data.dataset import ATTEMPTS, EvalDataset
 from data.errors import UserError
@@ -57,11 +61,35 @@ def test_shards_that_break_during_a_run(classification, tmp_path, damage):
     assert dataset[0, 6].substitutes[0].key == "example 6" and dataset[0, 6].example < 4
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.ENOTCONN])
+def test_what_is_not_the_samples_fault_ends_the_run(classification, monkeypatch, number):
+    """Its clips are good: others in their place would change what is learned."""
+
+    def fails(*args):
+        raise OSError(number, os.strerror(number), "x.tar")
+
+    monkeypatch.setattr(shards_module, "read_range", fails)
+    with pytest.raises(UserError, match=f"x.tar: {os.strerror(number)}: .* can be resumed later"):
+        mixture(task(classification))[0, 1]
+
+
 def test_a_set_of_bad_samples_ends_the_run(tmp_path):
     entries = [(record(f"sample_{number}"), b"not a video") for number in range(3)]
     shards = write_set(tmp_path, "broken", "train", "classification", [ClassInfo(0, "only")], entries)
     with pytest.raises(UserError, match=rf"broken: {ATTEMPTS + 1} samples .* in a row could not be used.*sample_\d"):
         mixture(task(shards))[0, 0]
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04", b"\x80\x04.", b""])
+def test_an_index_that_is_something_else(tmp_path, content):
+    shards = keyframe_set(tmp_path, clock_video())
+    (tmp_path / "ava-train.index.npy").write_bytes(content)
+    with pytest.raises(UserError, match=r"ava-train\.index\.npy cannot be read .*: pack the dataset again"):
+        mixture(task(shards))[0, 0]
+    with (tmp_path / "ava-train.index.npy").open("wb") as file:
+        np.savez(file, index=np.zeros(3))
+    with pytest.raises(UserError, match=r"ava-train\.index\.npy cannot be read .*: pack the dataset again"):
+        mixture(task(ShardSet(tmp_path / "ava-train")))[0, 0]
 
 
 def test_a_missing_index_is_no_bad_sample(tmp_path):

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import fsspec
 import pytest
 from PIL import Image
 
@@ -156,6 +157,16 @@ def test_a_mixture_of_data_alone_equals_that_of_training(folder):
     one, other = build_mixture(preview.open_sets(data), data), mixture(open_tasks(recipe, val=False), recipe)
     for task in (0, 1):
         assert (one[task, 5].clip == other[task, 5].clip).all()
+
+
+def test_the_recipes_cache_is_used(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COFINETUNING_CACHE", "/proc/nowhere")
+    for file in folder.glob("*-train*"):
+        fsspec.filesystem("memory").pipe_file(f"/previewed/{file.name}", file.read_bytes())
+    options = ["data_root=memory://previewed", "--plan-only"]
+    arguments = [str(folder / "recipe.yaml"), *options, f"cache.folder={tmp_path / 'cache'}"]
+    preview.run(preview.parser().parse_intermixed_args(arguments))
+    assert "step 0 of 4" in capsys.readouterr().out and any((tmp_path / "cache").iterdir())
 
 
 def test_mixed_clips_are_told_with_their_shares(run, tmp_path):

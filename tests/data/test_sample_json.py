@@ -39,6 +39,12 @@ def test_a_keyframe_is_read():
     assert empty.boxes.shape == (0, 4) and empty.proposals.shape == (0, 5) and empty.labels == []
 
 
+@pytest.mark.parametrize("name", ["", 7, "a\nb", "a\x00", "a\ud800", "x" * 256])
+def test_names_of_videos_that_no_file_could_bear(name):
+    with pytest.raises(SampleError, match="bad video_id"):
+        read_keyframe({**SAMPLE, "video_id": name}, 0, DENSE)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [

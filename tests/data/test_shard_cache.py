@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -307,15 +308,24 @@ def test_failures_are_told_to_those_who_wait(server, files, folder):
             whole(cache, files[1])
     # Asked once, and once more for the content that was wrong.
     assert server.gets.count(("0.tar", "bytes=0-9999")) == 1 and server.sent["1.tar"] == 2 * SIZE
-    server.always = 500
-    for cache in readers:
-        with pytest.raises(UserError, match="cannot be read after 3 attempts"):
-            whole(cache, files[2])
-    assert len([get for get in server.gets if get[0] == "2.tar"]) == 3
-    # A run that begins later finds out for itself.
-    server.always = None
+    # The same content elsewhere is another matter, and so is a run that begins later.
+    (server.root / "elsewhere.tar").write_bytes(content_of(0))
+    assert whole(readers[0], replace(files[0], url=f"{server.url}/elsewhere.tar")) == content_of(0)
+    (server.root / "1.tar").write_bytes(content_of(1))
+    with pytest.raises(Damaged):
+        whole(readers[1], files[1])
     time.sleep(0.05)
-    assert whole(cache_of(folder), files[2]) == content_of(2)
+    assert whole(cache_of(folder), files[1]) == content_of(1)
+    assert not parts(folder)
+
+
+def test_an_outage_while_reading_ahead_is_forgotten(server, files, folder):
+    cache = cache_of(folder)
+    server.always = 500
+    with pytest.raises(UserError, match="cannot be read after 3 attempts"):
+        cache.fetch_ahead(files[2])
+    server.always = None
+    assert whole(cache, files[2]) == content_of(2)
     assert not parts(folder)
 
 

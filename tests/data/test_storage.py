@@ -171,6 +171,21 @@ def test_a_download_goes_on_where_it_stopped(server, fetched, ranges):
     assert server.sent["a.tar"] == (len(CONTENT) - 50000 if ranges else len(CONTENT))
 
 
+def test_a_link_that_never_lasts_for_a_whole_request(server, fetched, monkeypatch):
+    """A proxy that cuts every answer at a third of a request: with smaller ones there is an end to it."""
+    monkeypatch.setattr(fetch, "LEAST_CHUNK", 1024)
+    own = storage.fetch_range
+
+    def cut(url: str, start: int, end: int) -> bytes:
+        if end - start > 16384 // 3:
+            raise ConnectionResetError("cut")
+        return own(url, start, end)
+
+    monkeypatch.setattr(fetch, "fetch_range", cut)
+    assert fetched() == CONTENT
+    assert max(int(get[1].partition("-")[2]) - int(get[1][6:].partition("-")[0]) for get in server.gets) < 16384 // 3
+
+
 def test_a_spoilt_beginning_is_fetched_again(server, fetched):
     assert fetched(bytes(50000)) == CONTENT
     assert fetched(bytes(len(CONTENT))) == CONTENT
