@@ -18,6 +18,7 @@ from torch import Tensor
 from models.checkpoint_files import CONFIG_FILE, naming, read_json
 from models.cofinetune import MODEL_KEYS, CofinetuneModel, assemble, build_parts
 from models.fit import Shapes, check_fit, shapes_of
+from models.options import check_mapping
 
 WEIGHTS_FILE: Final = "model.safetensors"
 FORMAT: Final = "cofinetuning-model"
@@ -78,11 +79,13 @@ def write_model(folder: str | os.PathLike[str], state: Mapping[str, Tensor], doc
         temporary.write_text(document, encoding="utf-8")
 
 
-def load_model(folder: str | os.PathLike[str]) -> tuple[CofinetuneModel, dict[str, Any]]:
+def load_model(folder: str | os.PathLike[str], **execution: Any) -> tuple[CofinetuneModel, dict[str, Any]]:
     """Reads what `save_model` wrote.
 
     Args:
         folder: with model.safetensors and config.json.
+        execution: how to run the backbone, which a checkpoint does not say: `attention`, `grad_checkpointing`,
+            `compile`, as in VideoViTConfig.
 
     Returns:
         The model, float32, on the CPU and, as PyTorch makes modules, in training mode; and the configuration with all
@@ -96,6 +99,8 @@ def load_model(folder: str | os.PathLike[str]) -> tuple[CofinetuneModel, dict[st
     with naming(folder / CONFIG_FILE):
         check_version(config)
         described = _model_part(config)
+        if execution:
+            described["backbone"] = {**check_mapping("backbone", described.get("backbone")), **execution}
         backbone, heads = build_parts(described, "meta")
         model = assemble(described, backbone, heads)
     with open_weights(folder / WEIGHTS_FILE) as weights:

@@ -10,7 +10,15 @@ set -uo pipefail
         --rdzv-conf="is_host=$((SLURM_NODEID == 0))" --local-addr="$SLURMD_NODENAME" "$@"
 ) &
 agent=$!
-trap 'pkill -USR1 --parent "$agent"' USR1
+# Again and again: ranks that are still starting take no notice of it, and one that has is not harmed by another.
+warn() {
+    exec >/dev/null 2>&1 # or its last sleep would keep the step's output open
+    while kill -0 "$agent" 2>/dev/null; do
+        pkill -USR1 --parent "$agent"
+        sleep 5
+    done
+}
+trap 'warn &' USR1
 trap 'pkill -TERM --parent "$agent"' TERM
 # A trap ends a wait early.
 while kill -0 "$agent" 2>/dev/null; do wait "$agent"; done

@@ -27,7 +27,7 @@ from train.checkpoint_files import (
     whole_checkpoints,
     write_part,
 )
-from train.ema import EMA_FILE, WeightAverage
+from train.ema import EMA_FILE, EMA_PREFIX, WeightAverage
 from train.engine import Engine
 from train.launch import Rank
 from train.optim_state import optimizer_file
@@ -35,6 +35,15 @@ from train.recipe import Recipe, dump_recipe
 from train.whole_files import sync_folder, write_atomically
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, order=True)
+class Score:
+    """What a checkpoint scored: one of the validation set that is there now is above all of others, which no longer
+    can be compared with what comes."""
+
+    comparable: bool
+    value: float
 
 
 @dataclass(frozen=True)
@@ -54,11 +63,16 @@ class Checkpoints:
         run: the run's folder, on a file system that all ranks see.
         keep: number of newest checkpoints that are kept.
         keep_best: metrics, as in ava/mAP, the higher the better; the best checkpoint of each is kept too.
+
+    Attributes:
+        val_sets: fingerprints of the validation sets, by task, which may change when a run goes on: only metrics of
+            the same one are compared.
     """
 
     def __init__(self, run: str | Path, keep: int, keep_best: Sequence[str] = ()) -> None:
         self.folder = Path(run) / "checkpoints"
         self.keep, self.keep_best = keep, tuple(keep_best)
+        self.val_sets: dict[str, str] = {}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Pending | None = None
         self._unreadable: set[Path] = set()
@@ -207,7 +221,7 @@ class Checkpoints:
         def better() -> bool:
             best = self._best() if rank.first else {}
             new = {name: metrics[name] for name in self.keep_best if math.isfinite(metrics.get(name, math.nan))}
-            return any(name not in best or value > best[name][0] for name, value in new.items())
+            return any(name not in best or Score(True, value) > best[name][0] for name, value in new.items())
 
         return rank.gather(rank.together(better))[0]
 
@@ -217,23 +231,24 @@ class Checkpoints:
         def write() -> None:
             folder = self._final(step)
             if rank.first and (folder / "state.json").exists():
-                scored = read_state(folder).scored(metrics)
+                scored = read_state(folder).scored(metrics, self.val_sets)
                 write_atomically(folder / "state.json", scored.to_json())
                 best = {
-                    metric: {"checkpoint": path.name, "value": value} for metric, (value, path) in self._best().items()
+                    metric: {"checkpoint": path.name, "value": score.value}
+                    for metric, (score, path) in self._best().items()
                 }
                 write_atomically(self.folder / "best.json", json.dumps(best, indent=1) + "\n")
                 self._remove_surplus()  # what is best no longer
 
         rank.together(lambda: _told(write, self._final(step)))
 
-    def _best(self) -> dict[str, tuple[float, Path]]:
-        """The highest value of each metric of `keep_best`, and the first checkpoint that has it."""
-        best: dict[str, tuple[float, Path]] = {}
+    def _best(self) -> dict[str, tuple[Score, Path]]:
+        """The highest score of each metric of `keep_best`, and the first checkpoint that has it."""
+        best: dict[str, tuple[Score, Path]] = {}
         for folder in whole_checkpoints(self.folder):
-            for name, value in (self._metrics(folder) or {}).items():
-                if name in self.keep_best and (name not in best or value > best[name][0]):
-                    best[name] = (value, folder)
+            for name, score in self._scores(folder).items():
+                if name in self.keep_best and (name not in best or score > best[name][0]):
+                    best[name] = (score, folder)
         return best
 
     def _remove_surplus(self) -> None:
@@ -247,15 +262,22 @@ class Checkpoints:
         kept = {*whole[-self.keep :], *(folder for _, folder in self._best().values()), *self._unreadable}
         return [folder for folder in whole if folder not in kept]
 
-    def _metrics(self, folder: Path) -> dict[str, float] | None:
+    def _scores(self, folder: Path) -> dict[str, Score]:
         """What a checkpoint scored. One that cannot be read costs no newer one; it is told once, and left as it is."""
         try:
-            return read_state(folder).metrics
+            state = read_state(folder)
         except UserError as error:
             if folder not in self._unreadable:
                 self._unreadable.add(folder)
                 print(f"warning: {error}: it is neither compared nor removed", file=sys.stderr, flush=True)
-            return None
+            return {}
+        return {name: Score(self._comparable(name, state), value) for name, value in (state.metrics or {}).items()}
+
+    def _comparable(self, metric: str, state: State) -> bool:
+        """Whether a checkpoint's metric is of the validation set that is there now, as far as is known."""
+        task = metric.removeprefix(EMA_PREFIX).partition("/")[0]
+        known = {state.val_sets.get(task), self.val_sets.get(task)} - {None}
+        return len(known) <= 1
 
     def _final(self, step: int) -> Path:
         return self.folder / f"step-{step:06d}"

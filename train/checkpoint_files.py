@@ -41,6 +41,7 @@ class State:
         recipe: as YAML.
         files: all other files by name.
         metrics: what it scored, {task}/{metric}; None where it has not been evaluated.
+        val_sets: fingerprints of the validation sets that `metrics` are of, by task.
         version: of the format.
     """
 
@@ -49,11 +50,13 @@ class State:
     recipe: str
     files: dict[str, File] = field(default_factory=dict)
     metrics: dict[str, float] | None = None
+    val_sets: dict[str, str] = field(default_factory=dict)
     version: int = FORMAT_VERSION
 
-    def scored(self, metrics: Mapping[str, float]) -> "State":
-        """With these metrics; those that are not a number are left out."""
-        return dataclasses.replace(self, metrics={k: float(v) for k, v in metrics.items() if math.isfinite(v)})
+    def scored(self, metrics: Mapping[str, float], val_sets: Mapping[str, str]) -> "State":
+        """With these metrics of these validation sets; those that are not a number are left out."""
+        finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        return dataclasses.replace(self, metrics=finite, val_sets=dict(val_sets))
 
     def to_json(self) -> str:
         """With its own SHA-256 in it, under "state"."""
@@ -79,6 +82,7 @@ def read_state(folder: Path) -> State:
             recipe=str(raw["recipe"]),
             files={str(name): File(int(f["size"]), str(f["sha256"])) for name, f in raw.get("files", {}).items()},
             metrics=None if metrics is None else {str(name): float(value) for name, value in metrics.items()},
+            val_sets={str(task): str(told) for task, told in raw.get("val_sets", {}).items()},
             version=version,
         )
     except OSError as error:

@@ -19,7 +19,7 @@ from data.shards import ClassInfo, Kind
 from data.view import ViewConfig
 from models import CofinetuneModel
 from train.checkpoint_files import find_weights
-from train.evaluate import read_model
+from train.model import read_model
 from train.recipe import project_path
 from train.video_files import DamagedVideo, VideoReader
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from data.errors import UserError
 
 EMA_FILE = "ema.safetensors"
+EMA_PREFIX = "ema/"
+"""Of the names of metrics that the average has."""
 
 
 def use_average(model: nn.Module, folder: Path) -> None:

@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ def write(
     tasks: Sequence[Task],
     results: dict[str, Result],
     cutoffs: Sequence[int],
+    settings: Mapping[str, Any],
 ) -> list[str]:
     """Writes metrics.json; predictions and confusion of classification tasks; for localisation what `train/ava_map.py`
     reads; and figures.
@@ -37,6 +39,7 @@ def write(
 
     Args:
         evaluated: folder of the weights, their SHA-256, and the step of the run, where they are of one.
+        settings: what was the same for all tasks and decides their figures; a task's own is its view.
 
     Returns:
         Notes on what is left of other weights.
@@ -45,7 +48,7 @@ def write(
         UserError: the folder cannot be written.
     """
     weights, digest, step = evaluated
-    new = {task.name: describe(task, results[task.name]) for task in tasks}
+    new = {task.name: describe(task, results[task.name], settings) for task in tasks}
     before, told = _earlier(folder / "metrics.json")
     others = [name for name in told if name not in new]
     same = before == digest
@@ -91,15 +94,17 @@ def _earlier(path: Path) -> tuple[str | None, dict[str, Any]]:
         return None, {}
 
 
-def describe(task: Task, result: Result) -> dict[str, Any]:
+def describe(task: Task, result: Result, settings: Mapping[str, Any]) -> dict[str, Any]:
     """A task's part of metrics.json."""
+    assert task.val is not None
     return {
         "kind": task.recipe.kind,
         "shards": task.recipe.val_shards,
         "metrics": {name: number_or_null(value) for name, value in result.metrics.items()},
         "chance": {name: number_or_null(value) for name, value in result.chance.items()},
         "counts": {**result.counts, "failed": len(result.failures)},
-        "lost_at_packing": task.val.shards.manifest.failures if task.val is not None else {},
+        "settings": {**settings, "view": asdict(task.val.view)},
+        "lost_at_packing": task.val.shards.manifest.failures,
         "failures": [{"key": bad.key, "reason": bad.reason} for bad in result.failures],
         "per_class": result.per_class,
         "training_counts": training_counts(task),

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import hashlib
 import json
-import math
 import shutil
 import signal
 import sys
@@ -16,19 +15,18 @@ from typing import Any
 
 from data.decode import require_ffmpeg
 from data.errors import UserError
-from models import CofinetuneModel, load_model
 from train.ava_classes import DEFAULT_CUTOFFS
 from train.checkpoint_files import find_weights, read_state
 from train.ds_config import deepspeed_config
 from train.ema import EMA_FILE, use_average
 from train.eval_files import frequency_metrics, write
+from train.eval_table import lost_at_packing, not_comparable, table
 from train.evaluators import Result, evaluate_tasks
 from train.launch import Rank, command, init_distributed, parse_args
+from train.model import EXECUTION, read_model
 from train.recipe import Recipe, load_recipe, parse_recipe, project_path
 from train.resume import class_difference
 from train.tasks import Task, open_tasks
-
-SHOWN_FAILURES = 5
 
 
 def parser() -> argparse.ArgumentParser:
@@ -96,7 +94,7 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
     weights, step = choose_weights(checkpoint, rank)
     out = weights.parent.parent if weights.parent.name == "checkpoints" else weights
     recipe = rank.together(lambda: read_recipe(args, out, weights))
-    model, config = rank.together(lambda: read_model(weights))
+    model, config = rank.together(lambda: read_model(weights, recipe))
     if args.ema:
         rank.together(lambda: use_average(model, weights))
     folder = out / ("eval_ema" if args.ema else "eval")
@@ -105,6 +103,7 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
     model.to(rank.device)
 
     options: dict[str, Any] = {"limit": args.limit, "average": args.view_average}
+    settings = {"limit": args.limit, "view_average": args.view_average, "precision": recipe.precision}
     file = weights / (EMA_FILE if args.ema else "model.safetensors")
     digest = rank.gather(rank.together(lambda: file_digest(file) if rank.first else ""))[0]
     bounded = [on_groundtruth_boxes(task) for task in tasks if args.ceiling and task.recipe.kind == "localisation"]
@@ -128,10 +127,12 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
         for task in tasks:
             results[task.name].metrics.update(frequency_metrics(task, results[task.name], args.cutoffs))
     evaluated = (weights, digest, step)
-    notes = rank.together(lambda: write(folder, evaluated, tasks, results, args.cutoffs) if rank.first else [])
+    notes = rank.together(
+        lambda: write(folder, evaluated, tasks, results, args.cutoffs, settings) if rank.first else []
+    )
     if rank.first:
         print(table(results))
-        for line in [*lost_at_packing(tasks), *notes]:
+        for line in [*not_comparable(tasks, args.limit), *lost_at_packing(tasks), *notes]:
             print(line)
         print(f"written: {folder / 'metrics.json'}")
         forget(kept)
@@ -178,7 +179,7 @@ def identity(task: Task, recipe: Recipe, weights: str, options: dict[str, Any]) 
         "weights": weights,
         "set": task.val.shards.manifest.to_json(),
         "view": asdict(task.val.view),
-        "model": asdict(recipe.model),
+        "model": {key: value for key, value in asdict(recipe.model).items() if key not in EXECUTION},
         "precision": recipe.precision,
         **options,
     }
@@ -211,21 +212,13 @@ def read_recipe(args: argparse.Namespace, out: Path, weights: Path) -> Recipe:
     return recipe
 
 
-def read_model(weights: Path) -> tuple[CofinetuneModel, dict[str, Any]]:
-    """Model and configuration of a checkpoint. Raises UserError where it cannot be read."""
-    try:
-        return load_model(weights)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
 def open_validation(
     recipe: Recipe, names: Sequence[str] | None, config: dict[str, Any], check: bool = True
 ) -> list[Task]:
     """The tasks to evaluate, checked against the model's configuration; `check` as in `open_tasks`.
 
     Raises:
-        UserError: no such task, no validation shards at all, or a model that was trained for other clips or classes.
+        UserError: no such task, no validation shards at all, or a model that was trained for other classes.
     """
     for name in names or []:
         if name not in recipe.tasks:
@@ -234,10 +227,6 @@ def open_validation(
     tasks = [task for task in open_tasks(recipe, train=False, check=check) if task.val is not None]
     if not tasks:
         raise UserError(f"none of the tasks {', '.join(recipe.tasks)} has val_shards: there is nothing to evaluate on")
-    for key in ("num_frames", "image_size"):
-        wanted, trained = getattr(recipe.model, key), config["backbone"][key]
-        if wanted != trained:
-            raise UserError(f"the recipe has model.{key}={wanted}, the checkpoint {trained}: give the run's own recipe")
     heads = config.get("tasks", {})
     for task in tasks:
         if task.name not in heads:
@@ -253,49 +242,6 @@ def open_validation(
                 f"({differs})"
             )
     return tasks
-
-
-def table(results: dict[str, Result]) -> str:
-    """A line per task and metric, in percent, and what could not be read."""
-    rows = [("task", "metric", "value, %", "chance, %")]
-    for task, result in results.items():
-        for name, value in result.metrics.items():
-            rows.append((task, name, _percent(value), _percent(result.chance.get(name, math.nan))))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows]
-    for task, result in results.items():
-        count = len(result.failures)
-        if count:
-            lines.append(f"{task}: {count} of {count + result.counts['examples']} examples could not be read:")
-            lines += [f"  {bad.key}: {bad.reason}" for bad in result.failures[:SHOWN_FAILURES]]
-            lines += ["  and so on: see metrics.json"] if count > SHOWN_FAILURES else []
-    return "\n".join(lines)
-
-
-def lost_at_packing(tasks: Sequence[Task]) -> list[str]:
-    """A note per task whose validation set was not packed whole: what is not in the shards is in no figure."""
-    notes = []
-    for task in tasks:
-        assert task.val is not None
-        manifest = task.val.shards.manifest
-        lost, unit = sum(manifest.failures.values()), "keyframes" if manifest.kind == "localisation" else "clips"
-        if not lost:
-            continue
-        reasons = ", ".join(f"{name} {count}" for name, count in manifest.failures.items())
-        remedy = (
-            f"; train/ava_map.py on {task.name}_detections.csv and the original annotations counts them as missed"
-            if manifest.kind == "localisation"
-            else ""
-        )
-        notes.append(
-            f"note: {task.name}: {lost} of {lost + manifest.examples} {unit} were lost at packing ({reasons}) and are"
-            f" in no figure{remedy}"
-        )
-    return notes
-
-
-def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.2f}"
 
 
 def stop_on_signals() -> None:

@@ -258,6 +258,8 @@ def command(main: Callable[[], None]) -> NoReturn:
     sys.stderr.flush()
     if dist.is_initialized() and code == 0:
         dist.destroy_process_group()
+    # Python's end would bring back what SIGUSR1 does by default, and slurm/node.sh repeats it.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # After a failure, leave at once: destructors of a broken process group and of loader workers can wait forever.
     if code:
         os._exit(code)

@@ -15,11 +15,11 @@ from train.checkpoint import Checkpoints
 from train.checkpoint_files import read_state
 from train.device_rate import mean_rate
 from train.ds_config import deepspeed_config
-from train.ema import WeightAverage
+from train.ema import EMA_PREFIX, WeightAverage
 from train.engine import build_engine
 from train.environment import describe_environment, environment, write_environment
 from train.eval_board import EvalBoard
-from train.evaluators import EMA_PREFIX, check_metrics, evaluate_all, evaluate_tasks, metrics_of
+from train.evaluators import check_metrics, evaluate_all, evaluate_tasks, metrics_of
 from train.launch import Rank, Stopped, StopSignal, command, init_distributed, parse_args
 from train.loop import StepPlan, evaluates, train
 from train.model import build_model, describe_init, model_config
@@ -115,6 +115,7 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
     changes = rank.together(lambda: recipe_changes(resumed, recipe))
     tasks = rank.together(lambda: open_tasks(recipe, check=rank.first, node=rank.node))
     rank.together(lambda: check_metrics("keep_best", recipe.keep_best, tasks, recipe.ema > 0))
+    checkpoints.val_sets = {task.name: task.val.shards.manifest.fingerprint for task in tasks if task.val is not None}
     config = rank.together(lambda: model_config(recipe, tasks, resumed))
     model = rank.together(lambda: build_model(recipe, config, init=resumed is None))
     flops = {name: float(task_cost(model, name).training_flops) for name in recipe.tasks}
@@ -172,15 +173,18 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
             save(done)
         stopped = last and done < recipe.steps  # whoever stops it wants it to end soon: --resume evaluates
         if evaluates(recipe, done) and not stopped:
-            finish(wait=True)  # an evaluation takes long and can fail, which is to cost no checkpoint
-            evaluate(done)
+            with log.pause():
+                finish(wait=True)  # an evaluation takes long and can fail, which is to cost no checkpoint
+                evaluate(done)
         if last:
             finish(wait=True)
 
     cut_off = resumed is not None and read_state(resumed).metrics is None
     try:
         if evaluates(recipe, start) and rank.gather(cut_off)[0]:
-            evaluate(start)
+            stop.take_all()
+            with log.pause():
+                evaluate(start)
         # Closed however the run ends: its workers are gone before the reason is told.
         dataset, batches = mixture(tasks, recipe, rank.node), plan.batches(start, rank.index)
         with closing(train_loader(dataset, batches, recipe.workers)) as loader:

@@ -10,12 +10,22 @@ from typing import Any
 import torch
 
 from data.errors import UserError
-from models import PRESETS, CofinetuneModel, attention_function, create_model, init_backbone, read_source
+from models import (
+    PRESETS,
+    CofinetuneModel,
+    attention_function,
+    create_model,
+    init_backbone,
+    load_model,
+    read_source,
+)
 from train.recipe import InitRecipe, Recipe, project_path, view_config
 from train.tasks import Task
 
 EXECUTION = ("attention", "grad_checkpointing", "compile")
 """How a machine runs the backbone. Checkpoints do not say it: another machine may lack what this one has."""
+ONLY_TRAINING = ("init", "drop_path_rate")
+"""What changes nothing in a model that is trained."""
 DIMENSIONS = ("embed_dim", "depth", "num_heads")
 DECIDED = (*DIMENSIONS, "mlp_ratio", "tubelet_size", "act_layer", "norm_eps")
 """Options that a source of weights leaves no choice about. What else differs shows as missing or unexpected tensors,
@@ -84,9 +94,7 @@ def build_model(recipe: Recipe, config: dict[str, Any], init: bool = True) -> Co
     backbone = config["backbone"] | {key: getattr(recipe.model, key) for key in EXECUTION}
     try:
         model = create_model({key: config[key] for key in config if key != "tasks"} | {"backbone": backbone})
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
-        attention_function(recipe.model.attention, device, dtype, model.backbone.head_dim)
+        _check_attention(recipe, model)
     except ValueError as error:
         raise UserError(f"model: {error}") from error
     first = recipe.model.init
@@ -98,6 +106,48 @@ def build_model(recipe: Recipe, config: dict[str, Any], init: bool = True) -> Co
         except (ValueError, RuntimeError, OSError) as error:
             raise UserError(f"model.init.source={first.source}: {error}") from error
     return model
+
+
+def read_model(weights: Path, recipe: Recipe | None = None) -> tuple[CofinetuneModel, dict[str, Any]]:
+    """Model and configuration of a checkpoint.
+
+    Args:
+        recipe: of the evaluation: how the backbone is run, and what it says of the model has to be as in training.
+
+    Raises:
+        UserError: the checkpoint cannot be read, its model is another than the recipe's, or cannot run so here.
+    """
+    execution = {} if recipe is None else {key: getattr(recipe.model, key) for key in EXECUTION}
+    try:
+        model, config = load_model(weights, **execution)
+        if recipe is not None:
+            _check_attention(recipe, model)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if recipe is not None:
+        _check_trained(recipe, model, config)
+    return model, config
+
+
+def _check_attention(recipe: Recipe, model: CofinetuneModel) -> None:
+    """Raises ValueError where the recipe's kind of attention cannot run here."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+    attention_function(recipe.model.attention, device, dtype, model.backbone.head_dim)
+
+
+def _check_trained(recipe: Recipe, model: CofinetuneModel, config: dict[str, Any]) -> None:
+    """Raises UserError where a recipe says something else of the model than it was trained with: it would count for
+    nothing."""
+    trained = {**asdict(model.backbone.config), **config["backbone"], **config}
+    for key, wanted in asdict(recipe.model).items():
+        if key in (*EXECUTION, *ONLY_TRAINING) or wanted is None or key not in trained:
+            continue
+        if not _same(wanted, trained[key]):
+            raise UserError(
+                f"the recipe has model.{key}={_plain(wanted)}, the checkpoint {_plain(trained[key])}: give the run's"
+                " own recipe"
+            )
 
 
 def describe_init(recipe: Recipe, model: CofinetuneModel) -> str | None:

@@ -131,6 +131,15 @@ class RunLog:
                 self.file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
                 self.file.flush()
 
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """What is done inside, as an evaluation, counts in the time that is left, but not in speed and waiting."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._since += time.monotonic() - began
+
     def loaded(self, batches: Sequence[Batch]) -> None:
         """Takes in what this rank's batches of a step cost to load."""
         for batch in batches:

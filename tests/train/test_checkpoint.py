@@ -276,6 +276,26 @@ def test_the_best_of_each_metric_is_kept(run):
     assert go_on((recipe, engine, config, checkpoints)) == 4, "noting a score damages nothing"
 
 
+def test_scores_of_another_validation_set_are_not_compared(run):
+    recipe, engine, config, _ = run
+    checkpoints = Checkpoints(recipe.out, 1, ["look/top1", "ema/look/top1"])
+    names = lambda: [path.name for path in whole_checkpoints(checkpoints.folder)]  # noqa: E731
+    scores = [("easy", 0.9), ("easy", 0.8), ("full", 0.3), ("full", 0.2), ("full", 0.4)]
+    for step, (val_set, score) in enumerate(scores, start=1):
+        checkpoints.val_sets = {"look": val_set, "where": "the same"}
+        metrics = {"look/top1": score, "ema/look/top1": score}
+        assert checkpoints.is_best(metrics, ALONE) == (step in (1, 3, 5))
+        checkpoints.save(step, engine, recipe, config, ALONE)
+        if step == 3:
+            assert names() == ["step-000001", "step-000003"], "the best so far stays until there is another"
+        checkpoints.note(step, metrics, ALONE)
+        if step == 4:
+            assert names() == ["step-000003", "step-000004"]
+    assert names() == ["step-000005"]
+    checkpoints.val_sets = {}  # as checkpoints had it before they told: compared as ever
+    assert checkpoints.is_best({"look/top1": 0.5}, ALONE) and not checkpoints.is_best({"look/top1": 0.3}, ALONE)
+
+
 def test_what_is_best_no_longer_goes_at_the_end_too(run):
     recipe, engine, config, _ = run
     checkpoints = Checkpoints(recipe.out, 1, ["look/top1"])

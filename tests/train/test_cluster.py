@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -116,6 +117,35 @@ def test_a_job_on_two_hosts_saves_at_the_warning_is_requeued_and_goes_on(world, 
     steps = [int(number) for number in re.findall(r"^step (\d+)/60", log.read_text(), re.MULTILINE)]
     assert steps == list(range(1, 61)), "each step once"
     assert {"kinetics", "ava"} <= set(json.loads((world / "job" / "eval" / "metrics.json").read_text())["tasks"])
+
+
+TORCHRUN = """#!{python}
+import signal, subprocess, sys
+rank = '''
+import signal, sys, time
+time.sleep(1.5)
+print("ready", flush=True)
+signal.signal(signal.SIGUSR1, lambda *_: sys.exit(0))
+time.sleep(60)
+sys.exit(1)
+'''
+sys.exit(subprocess.call([sys.executable, "-c", rank]))
+"""
+
+
+def test_a_warning_reaches_ranks_that_are_still_starting(tmp_path):
+    (tmp_path / "torchrun").write_text(TORCHRUN.format(python=sys.executable))
+    (tmp_path / "torchrun").chmod(0o755)
+    names = {**dict.fromkeys(("HEAD_NODE", "SLURMD_NODENAME"), "here"), "HEAD_PORT": "1", "SLURM_JOB_ID": "1"}
+    own = {**os.environ, **names, "SLURM_NNODES": "1", "SLURM_NODEID": "0", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    node = subprocess.Popen([str(PROJECT / "slurm" / "node.sh"), "x"], env=own, stdout=subprocess.PIPE, text=True)
+    try:
+        assert wait_for(lambda: bool(psutil.Process(node.pid).children(recursive=True)[1:]), node, 20)
+        node.send_signal(signal.SIGUSR1)
+        out, _ = node.communicate(timeout=40)
+    finally:
+        kill_all(node)
+    assert (node.returncode, out) == (0, "ready\n")
 
 
 # What `deepspeed --hostfile` calls, but on this machine.

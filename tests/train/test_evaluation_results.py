@@ -327,12 +327,36 @@ def test_one_task_after_the_other_is_as_good_as_all_at_once(world, tmp_path, cap
         assert "the CSV files of people in" in capsys.readouterr().out
 
 
+def test_what_decides_the_figures_stands_beside_them(world, tmp_path, capsys):
+    save_run(world, tmp_path / "run")
+    run_command(tmp_path / "run", "--tasks", "clips", "--limit", "3", "--view-average", "logits")
+    assert "note: of each task 3 examples at most" in capsys.readouterr().out
+    run_command(tmp_path / "run", "--tasks", "people", "tasks.people.view.eval_boxes=groundtruth")
+    assert "note: people: on the ground truth's boxes" in capsys.readouterr().out
+    tasks = json.loads((tmp_path / "run" / "eval" / "metrics.json").read_text())["tasks"]
+    clips, people = (tasks[name]["settings"] for name in ("clips", "people"))
+    assert (clips["limit"], clips["view_average"], clips["precision"]) == (3, "logits", "fp32")
+    assert (people["limit"], people["view"]["eval_boxes"]) == (None, "groundtruth")
+    run_command(tmp_path / "run")
+    assert "note" not in capsys.readouterr().out
+
+
+def test_a_model_runs_as_the_recipe_says(world, tmp_path):
+    recipe = save_run(world, tmp_path)
+    weights = find_weights(tmp_path)
+    model, _ = evaluate.read_model(weights, recipe_of(world, "model.attention=eager", "model.drop_path_rate=0.3"))
+    assert model.backbone.config.attention == "eager"
+    task = tasks_of(recipe)[0]
+    same = evaluate.identity(task, recipe_of(world, "model.attention=eager"), "digest", {})
+    assert same == evaluate.identity(task, recipe_of(world), "digest", {})
+
+
 def test_what_is_kept_of_other_tasks_outlives_an_evaluation(world, tmp_path, monkeypatch):
     run, interrupted = tmp_path / "run", BreaksOff(1)
     save_run(world, run)
     kept = run / "eval" / "partial"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(evaluate, "read_model", lambda weights: (interrupted, load_model(weights)[1]))
+        patch.setattr(evaluate, "read_model", lambda weights, recipe: (interrupted, load_model(weights)[1]))
         run_command(run, "--tasks", "clips")
     (clips,) = kept.iterdir()
     files = sorted(clips.iterdir())
@@ -350,7 +374,7 @@ def test_restart_forgets_what_was_done_of_the_tasks_it_evaluates(world, tmp_path
     for arguments in ([], ["--restart"]):
         interrupted = BreaksOff(1)
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(evaluate, "read_model", lambda weights, model=interrupted: (model, load_model(weights)[1]))
+            patch.setattr(evaluate, "read_model", lambda weights, _, model=interrupted: (model, load_model(weights)[1]))
             run_command(run, "--tasks", "clips", *arguments)
     (clips,) = (run / "eval" / "partial").iterdir()
     assert len(list(clips.iterdir())) == 1

@@ -22,6 +22,7 @@ from tests.tiny_shards import class_video, make_classification_set, make_localis
 from train import ava_map
 from train.ava_classes import NOT_EVALUATED, group_masks, is_evaluated
 from train.checkpoint_files import find_weights
+from train.eval_table import lost_at_packing
 from train.evaluators import Result, evaluate_all, evaluate_tasks
 from train.evaluators.classification import ViewAverages, accuracies, places
 from train.launch import Rank, init_distributed
@@ -252,14 +253,12 @@ def save_run(world: Path, run: Path) -> Recipe:
 
 
 def test_what_was_lost_at_packing_is_told(world):
-    from train import evaluate
-
     tasks = [task for task in open_tasks(recipe_of(world), train=False) if task.val is not None]
-    assert evaluate.lost_at_packing(tasks) == []
+    assert lost_at_packing(tasks) == []
     examples = {task.name: len(task.val.shards) for task in tasks}
     for task in tasks:
         task.val.shards.manifest.failures.update({"missing": 2, "truncated": 1})
-    clips, people = evaluate.lost_at_packing(tasks)
+    clips, people = lost_at_packing(tasks)
     assert f"clips: 3 of {3 + examples['clips']} clips were lost at packing (missing 2, truncated 1)" in clips
     assert f"3 of {3 + examples['people']} keyframes were lost" in people and "people_detections.csv" in people
 
@@ -301,6 +300,12 @@ def test_the_command_writes_metrics_and_files_that_give_the_same_map(world, tmp_
     [
         (["--task", "peple"], "the recipe's tasks are clips, people"),
         (["model.image_size=64"], "the recipe has model.image_size=64, the checkpoint 32"),
+        (
+            ["model.mean=[0,0,0]"],
+            r"the recipe has model.mean=\[0.*\], the checkpoint \[0.5, 0.5, 0.5\]: give",
+        ),
+        (["model.act_layer=relu"], "the recipe has model.act_layer=relu, the checkpoint gelu"),
+        (["model.attention=flash_attn"], "flash_attn"),
         (["tasks.clips.val_shards=null", "tasks.people.val_shards=null"], "nothing to evaluate on"),
         (["--ds", "nowhere.json"], "no DeepSpeed configuration at nowhere.json"),
         (["--limit", "0"], "expected 1 or more"),

@@ -77,13 +77,14 @@ def test_a_signal_during_an_evaluation_ends_the_run_with_a_checkpoint_to_evaluat
     out = f"out=warned-{number}"
     options = (out, "save_every=100", "eval_every=2", "workers=0", "eval_batch=1")
     monkeypatch.setattr(common, "HEED_EVERY", 1)
-    with monkeypatch.context() as patch, ends():
-        patch.setattr(evaluators, "progress", warned)
-        train_here(*options)
     folder = world / out.partition("=")[2] / "checkpoints"
-    assert [path.name for path in whole_checkpoints(folder)] == ["step-000002"]
-    assert read_state(folder / "step-000002").metrics is None
-    assert f"stopped by {number.name} in the evaluation after step 2;" in capsys.readouterr().out
+    for again in ([], ["--resume"]):  # also in the evaluation that this makes up for
+        with monkeypatch.context() as patch, ends():
+            patch.setattr(evaluators, "progress", warned)
+            train_here(*options, *again)
+        assert [path.name for path in whole_checkpoints(folder)] == ["step-000002"]
+        assert read_state(folder / "step-000002").metrics is None
+        assert f"stopped by {number.name} in the evaluation after step 2;" in capsys.readouterr().out
     train_here(*options, "--resume")
     out = capsys.readouterr().out
     assert "step 2: kinetics/top1" in out and "step 4: kinetics/top1" in out and "done: 4 steps" in out

@@ -56,6 +56,22 @@ def test_rate_and_memory_are_plotted(tmp_path, monkeypatch):
     assert memory.value == pytest.approx(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, rel=0.2)
 
 
+def test_an_evaluation_does_not_count_as_speed(tmp_path, monkeypatch, capsys):
+    log = RunLog(tmp_path, ALONE, steps=4, every=1, start=0)
+    now = log._since
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    now += 2
+    log.step(0, {"look": 1.0}, 8, 1.0, 1e-3, 1.0)
+    with log.pause():
+        now += 100
+    now += 2
+    log.step(1, {"look": 1.0}, 8, 1.0, 1e-3, 1.0)
+    log.close()
+    first, second = capsys.readouterr().out.splitlines()
+    assert "4 clips/s  data wait 50%  left 0:06" in first
+    assert "4 clips/s  data wait 50%  left 1:44" in second
+
+
 def test_a_folder_that_is_a_file_is_told(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(UserError, match=r"run cannot be written: .*File exists"):

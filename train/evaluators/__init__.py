@@ -13,6 +13,7 @@ from data.batch import PADDING
 from data.dataset import EvalDataset, TaskData
 from data.errors import UserError
 from data.loader import Loader, eval_batches
+from train.ema import EMA_PREFIX
 from train.evaluators import classification, localisation
 from train.evaluators.collected import Collected
 from train.evaluators.common import Result, Settings, progress, until_stopped
@@ -23,9 +24,6 @@ from train.tasks import Task
 EVALUATORS: dict[str, ModuleType] = {"classification": classification, "localisation": localisation}
 """Each has `columns(data)`, what it collects, `evaluate(model, data, collected, rank, settings)`, and
 `metric_names(classes)`."""
-
-EMA_PREFIX = "ema/"
-"""Of the names of metrics that a moving average of the weights has."""
 
 SPARSE_SHARE = 0.25
 """Below this share of a set, remote examples are read one by one and not with their whole shards."""
