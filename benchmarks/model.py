@@ -224,7 +224,7 @@ def on_gpu(batch: int, depth: int | None, rounds: int) -> int:
     peak = matmul_rate()
     print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}")
     print(f"a bf16 product of two 8192 x 8192 matrices: {peak / 1e12:.0f} TFLOP/s")
-    print(f"ViT-L, {batch} clips of 32 x 224 x 224, bf16 autocast, forward and backward\n")
+    print(f"ViT-L, {batch} clips of 32 x 224 x 224, bf16 autocast, stochastic depth 0.2, forward and backward\n")
     print(f"{'attention':<12}{'compiled':<10}{'checkpointing':<15}{'clips/s':>9}{'TFLOP/s':>9}{'of peak':>9}{'GB':>7}")
     for attention in ("sdpa", "flash_attn", "eager"):
         for compiled in (False, True):
@@ -251,7 +251,7 @@ def gpu_step(batch: int, depth: int | None, rounds: int, options: dict[str, Any]
     torch.cuda.reset_peak_memory_stats()
     with torch.device("cuda"):
         size: dict[str, Any] = {} if depth is None else {"depth": depth}
-        backbone = create_backbone("vit_large", 32, SIZE, **size, **options).train()
+        backbone = create_backbone("vit_large", 32, SIZE, drop_path_rate=0.2, **size, **options).train()
         clips = torch.randn(batch, 3, 32, SIZE, SIZE)
 
     def step() -> None:
