@@ -62,12 +62,10 @@ def _complete(file: RemoteFile, descriptor: int, retry: Retry, alive: Callable[[
     def read() -> bytes:
         nonlocal chunk
         try:
-            content = request(done, min(done + chunk, file.bytes))
+            return request(done, min(done + chunk, file.bytes))
         except Exception:
             chunk = min(chunk, max(LEAST_CHUNK, chunk // 2))
             raise
-        chunk = min(CHUNK, 2 * chunk)
-        return content
 
     def request(start: int, end: int) -> bytes:
         content = fetch_range(file.url, start, end)

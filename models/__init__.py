@@ -9,7 +9,7 @@ from models.load_report import LoadReport
 from models.param_rules import layer_index, no_weight_decay
 from models.pretrained import backbone_from_checkpoint, init_from_checkpoint
 from models.sources import init_backbone, read_source
-from models.vit import PRESETS, VideoViT, VideoViTConfig, create_backbone
+from models.vit import PRESETS, VideoViT, VideoViTConfig, check_execution, create_backbone
 from models.weights import load_model, model_document, save_model, write_model
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "attention_function",
     "backbone_cost",
     "backbone_from_checkpoint",
+    "check_execution",
     "create_backbone",
     "create_model",
     "eager_attention",

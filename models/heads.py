@@ -6,12 +6,12 @@ Shapes: B clips; P prefix tokens, then t x h x w tubelet tokens of width D; K bo
 
 from typing import Final, Literal
 
-import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from models.context import ContextAttention
 from models.options import check_bool, check_choice, check_int, check_number
+from models.precision import without_autocast
 from models.regions import Grid, enlarge_boxes, pool_regions, split_tokens
 
 MAX_CLASSES: Final = 1_000_000
@@ -180,7 +180,7 @@ def _linear(dim: int, num_classes: int) -> nn.Linear:
 def _logits(layer: nn.Linear, vectors: Tensor) -> Tensor:
     """[K, D] -> [K, C] in the dtype of the layer's weights, also under autocast: bfloat16 has 8 significant bits, so
     that many of the scores that an evaluation ranks would be the same."""
-    with torch.autocast(vectors.device.type, enabled=False):
+    with without_autocast(vectors):
         logits: Tensor = layer(vectors.to(layer.weight.dtype))
     return logits
 

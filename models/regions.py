@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from models.precision import without_autocast
+
 Grid = tuple[int, int, int]
 # Two samples a bin and axis see every cell of a 14-cell map through 7 bins. torchvision's adaptive rule (0) takes no
 # sample at all of a box without area, and jumps as a box grows past a multiple of the bins.
@@ -77,6 +79,6 @@ def _pool_map(feature_map: Tensor, boxes: Tensor, box_clip: Tensor, roi_size: in
     x1, y1, x2, y2 = boxes.to(dtype).unbind(dim=1)
     rois = torch.stack((box_clip.to(dtype), x1 * width, y1 * height, x2 * width, y2 * height), dim=1)
     planes = feature_map.permute(0, 3, 1, 2).to(dtype)
-    with torch.autocast(feature_map.device.type, enabled=False):
+    with without_autocast(feature_map):
         bins = roi_align(planes, rois, roi_size, sampling_ratio=SAMPLES_PER_BIN, aligned=True)  # [K, D, bins, bins]
     return bins.amax(dim=(2, 3)) if pool == "max" else bins.mean(dim=(2, 3))

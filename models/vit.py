@@ -6,6 +6,7 @@ Source of the architecture: Arnab et al., "ViViT: A Video Vision Transformer", a
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
@@ -18,7 +19,6 @@ from torch.utils.checkpoint import checkpoint
 
 from models.attention import ATTENTION_BACKENDS, Attention, AttentionFunction
 from models.compilation import require_compiler
-from models.drop_path import TensorDropPath
 from models.load_report import LoadReport
 from models.options import check_bool, check_choice, check_divisible, check_int, check_keys, check_number
 from models.positions import sincos_positions
@@ -170,10 +170,26 @@ class LeanMlp(Mlp):
         return out
 
 
+def drop_path(branch: Tensor, keep: Tensor | None) -> Tensor:
+    """Stochastic depth (Huang et al., arXiv 1603.09382): leaves out whole examples of a branch, and scales up others,
+    so that the mean stays.
+
+    Args:
+        branch: [B, N, D].
+        keep: float32 [], the probability in (0, 1] that an example is kept; None: all are. A tensor, as torch.compile
+            takes a number for a constant: it would make another graph of every block, of which it keeps eight and runs
+            all others as they are.
+    """
+    if keep is None:
+        return branch
+    kept = torch.rand(len(branch), 1, 1, device=branch.device) < keep
+    return branch * (kept / keep).to(branch.dtype)
+
+
 class Block(nn.Module):
     """Pre-norm transformer block: attention, then MLP, each added to its input."""
 
-    def __init__(self, config: VideoViTConfig, drop_path: float) -> None:
+    def __init__(self, config: VideoViTConfig) -> None:
         super().__init__()
         dim = config.embed_dim
         self.norm1 = nn.LayerNorm(dim, config.norm_eps)
@@ -182,25 +198,31 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, config.norm_eps)
         self.mlp = LeanMlp(dim, config.mlp_dim, act_layer=get_act_layer(config.act_layer))
         self.ls2 = _layer_scale(config)
-        self.drop_path = TensorDropPath(drop_path) if drop_path > 0 else nn.Identity()
 
-    def forward(self, tokens: Tensor, attend: AttentionFunction | None = None, checkpointing: str = "none") -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        attend: AttentionFunction | None = None,
+        checkpointing: str = "none",
+        keep: Tensor | None = None,
+    ) -> Tensor:
         """[B, N, D] -> [B, N, D].
 
         Args:
             tokens: [B, N, D].
             attend: as in Attention.forward.
             checkpointing: of recompute.CHECKPOINTING; "full" where the caller checkpoints the block as a whole.
+            keep: as in `drop_path`.
         """
         with recomputed(self.norm1, tokens, checkpointing != "full") as normed:
             attended = self.attn(normed, attend)
-        tokens = tokens + self.drop_path(self.ls1(attended))
+        tokens = tokens + drop_path(self.ls1(attended), keep)
         if checkpointing == "selective":
             # It draws no random numbers: stochastic depth comes after.
             moved = checkpoint(self._mlp, tokens, False, use_reentrant=False, preserve_rng_state=False)
         else:
             moved = self._mlp(tokens, checkpointing == "none")
-        return tokens + self.drop_path(self.ls2(moved))
+        return tokens + drop_path(self.ls2(moved), keep)
 
     def _mlp(self, tokens: Tensor, lean: bool) -> Tensor:
         with recomputed(self.norm2, tokens, lean) as normed:
@@ -240,8 +262,7 @@ class VideoViT(nn.Module):
             self.pos_embed = nn.Parameter(positions)
         else:
             self.register_buffer("pos_embed", positions)
-        rate_step = config.drop_path_rate / max(1, config.depth - 1)
-        self.blocks = nn.ModuleList(Block(config, drop_path=i * rate_step) for i in range(config.depth))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.embed_dim, config.norm_eps) if config.final_norm else nn.Identity()
         self.reset_parameters()
         if config.compile:
@@ -261,7 +282,7 @@ class VideoViT(nn.Module):
                 trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm | LayerScale | TensorDropPath):
+            elif isinstance(module, nn.LayerNorm | LayerScale):
                 module.reset_parameters()
         kernel = self.patch_embed.proj
         nn.init.xavier_uniform_(kernel.weight.flatten(1))
@@ -298,13 +319,20 @@ class VideoViT(nn.Module):
         tokens = tokens + self.pos_embed
         attend = self.attention_for(tokens)
         mode = self.grad_checkpointing if torch.is_grad_enabled() else "none"
-        for block in self.blocks:
+        for block, keep in zip(self.blocks, self.keep_rates(tokens.device), strict=True):
             if mode == "full":
-                tokens = checkpoint(block, tokens, attend, mode, use_reentrant=False)
+                tokens = checkpoint(block, tokens, attend, mode, keep, use_reentrant=False)
             else:
-                tokens = block(tokens, attend, mode)
+                tokens = block(tokens, attend, mode, keep)
         normed: Tensor = self.norm(tokens)
         return normed
+
+    def keep_rates(self, device: torch.device | str) -> Sequence[Tensor | None]:
+        """Of each block the probability that a branch of it is kept, as `drop_path` takes it: None in evaluation."""
+        depth, rate = self.config.depth, self.config.drop_path_rate
+        if not self.training or rate == 0:
+            return [None] * depth
+        return torch.linspace(1, 1 - rate, depth, device=device).unbind()
 
     def attention_for(self, tokens: Tensor) -> AttentionFunction:
         """What computes attention of `tokens`, as they are or as autocast makes them. Raises ValueError where it cannot
@@ -312,6 +340,14 @@ class VideoViT(nn.Module):
         first = self.blocks[0]
         assert isinstance(first, Block)
         return first.attn.function(tokens)
+
+
+def check_execution(attention: str, grad_checkpointing: str, compile: bool) -> None:
+    """Raises ValueError for ways to run a backbone that there are not, or not on this machine: attributes of
+    VideoViTConfig."""
+    VideoViTConfig(2, 16, attention=attention, grad_checkpointing=grad_checkpointing, compile=compile)
+    if compile:
+        require_compiler()
 
 
 def create_backbone(

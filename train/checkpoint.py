@@ -216,7 +216,8 @@ class Checkpoints:
         self._remove_surplus()
 
     def is_best(self, metrics: dict[str, float], rank: Rank) -> bool:
-        """Whether any metric of `keep_best` is above that of all kept checkpoints; the same on all ranks."""
+        """Whether any metric of `keep_best` is above that of all kept checkpoints, of those that were scored on the
+        same validation set as far as that is known; the same on all ranks."""
 
         def better() -> bool:
             best = self._best() if rank.first else {}

@@ -164,7 +164,7 @@ class StopSignal:
     once.
 
     SIGUSR1, SLURM's warning, counts from the first moment on; `take_all` adds SIGTERM, SIGINT and SIGHUP, which end a
-    process that has not begun to train, and has nothing to save.
+    process that has not begun to train or to evaluate, and has nothing to save.
     """
 
     def __init__(self) -> None:

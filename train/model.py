@@ -1,5 +1,6 @@
 """The model of a recipe: its configuration as plain JSON, and its first weights."""
 
+import inspect
 import json
 import math
 from collections.abc import Collection
@@ -14,6 +15,7 @@ from models import (
     PRESETS,
     CofinetuneModel,
     attention_function,
+    check_execution,
     create_model,
     init_backbone,
     load_model,
@@ -24,7 +26,7 @@ from train.tasks import Task
 
 EXECUTION = ("attention", "grad_checkpointing", "compile")
 """How a machine runs the backbone. Checkpoints do not say it: another machine may lack what this one has."""
-ONLY_TRAINING = ("init", "drop_path_rate")
+ONLY_TRAINING = ("init", "drop_path_rate", "dropout")
 """What changes nothing in a model that is trained."""
 DIMENSIONS = ("embed_dim", "depth", "num_heads")
 DECIDED = (*DIMENSIONS, "mlp_ratio", "tubelet_size", "act_layer", "norm_eps")
@@ -119,13 +121,20 @@ def read_model(weights: Path, recipe: Recipe | None = None) -> tuple[CofinetuneM
     """
     execution = {} if recipe is None else {key: getattr(recipe.model, key) for key in EXECUTION}
     try:
-        model, config = load_model(weights, **execution)
         if recipe is not None:
-            _check_attention(recipe, model)
+            check_execution(**execution)
+    except ValueError as error:
+        raise UserError(f"model: {error}") from error
+    try:
+        model, config = load_model(weights, **execution)
     except ValueError as error:
         raise UserError(str(error)) from error
     if recipe is not None:
         _check_trained(recipe, model, config)
+        try:
+            _check_attention(recipe, model)
+        except ValueError as error:
+            raise UserError(f"model: {error}") from error
     return model, config
 
 
@@ -139,15 +148,19 @@ def _check_attention(recipe: Recipe, model: CofinetuneModel) -> None:
 def _check_trained(recipe: Recipe, model: CofinetuneModel, config: dict[str, Any]) -> None:
     """Raises UserError where a recipe says something else of the model than it was trained with: it would count for
     nothing."""
-    trained = {**asdict(model.backbone.config), **config["backbone"], **config}
-    for key, wanted in asdict(recipe.model).items():
-        if key in (*EXECUTION, *ONLY_TRAINING) or wanted is None or key not in trained:
-            continue
-        if not _same(wanted, trained[key]):
-            raise UserError(
-                f"the recipe has model.{key}={_plain(wanted)}, the checkpoint {_plain(trained[key])}: give the run's"
-                " own recipe"
-            )
+    parts = [("model", asdict(recipe.model), {**asdict(model.backbone.config), **config["backbone"], **config})]
+    for name, told in config["heads"].items():
+        if name in recipe.tasks:
+            options = inspect.signature(type(model.heads[name])).parameters
+            defaults = {key: option.default for key, option in options.items()}
+            parts.append((f"tasks.{name}.head", asdict(recipe.tasks[name].head), defaults | told))
+    for part, said, trained in parts:
+        for key, wanted in said.items():
+            if key in (*EXECUTION, *ONLY_TRAINING) or wanted is None or key not in trained:
+                continue
+            if not _same(wanted, trained[key]):
+                told = f"{part}.{key}={_plain(wanted)}, the checkpoint {_plain(trained[key])}"
+                raise UserError(f"the recipe has {told}: give the run's own recipe")
 
 
 def describe_init(recipe: Recipe, model: CofinetuneModel) -> str | None:

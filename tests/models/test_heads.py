@@ -246,3 +246,9 @@ def test_wrong_inputs():
         head(tokens, GRID, torch.zeros(2, 5), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"not \[2, 4\] and \[3\]"):
         head(tokens, GRID, torch.zeros(2, 4), torch.zeros(3, dtype=torch.int64))
+
+
+def test_shapes_without_memory():
+    """The meta device has no autocast."""
+    tokens = torch.empty(2, 8, 16, device="meta")
+    assert ClassificationHead(16, 5).to("meta")(tokens, (2, 2, 2)).shape == (2, 5)
