@@ -43,7 +43,7 @@ def main(parser: argparse.ArgumentParser, make_plan: Callable[[argparse.Namespac
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         what = f"no space left for {arguments.out} (disk full, or over quota)" if full else str(error)
         _exit(
-            1, f"error: {what}\nNothing half written is left. With that mended, the same command goes on where it was."
+            2, f"error: {what}\nNothing half written is left. With that mended, the same command goes on where it was."
         )
     except KeyboardInterrupt:
         _exit(130, "interrupted; the same command goes on where it was")
@@ -101,7 +101,14 @@ def _show_decode_cost(store: PartStore) -> None:
 
 
 def require_videos(items: Sequence[Item], lost: Sequence[Failure], files: VideoFiles) -> None:
-    """Raises UserError where not one video of the annotations was found: the folder must be the wrong one."""
+    """Raises UserError where nothing of what is annotated was found: the folder must be the wrong one, or the times."""
+    other = next((failure for failure in lost if failure.reason != "missing"), None)
+    if not items and other is not None:
+        raise UserError(
+            f"{files.folder}: videos are there, but nothing that is annotated in them: {other.source}: {other.reason},"
+            f" {other.detail}; are the annotations' times those of these files (AVA: --movie-start; AVA-Kinetics: the"
+            " seconds in the names of clips)?"
+        )
     if not items:
         example = f", for example {lost[0].source}" if lost else ""
         raise UserError(

@@ -20,7 +20,7 @@ writes:
 Stopped in any way, the same command goes on where it was; where all is packed it does nothing.
 The same input gives the same bytes, whatever --workers and --part are.
 exit: 0 packed, losses within --max-failures; 1 more lost than that; 2 bad arguments or annotations, or the storage of
-the videos fails; 130 interrupted
+the videos or of OUT fails; 130 interrupted
 """
 
 

@@ -7,6 +7,7 @@ from shard_tools.workers import StopRunError
 
 # What may be wrong with one file of a folder that is well. All else (EIO, ESTALE, ENOTCONN, ETIMEDOUT, ...) is not.
 _OF_ONE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EACCES, errno.EPERM}
+_CHUNK = 2**24
 _GO_ON = "the storage fails; nothing is recorded as lost by it, and with it back the same command goes on where it was"
 
 
@@ -26,11 +27,11 @@ def require_storage(path: str, source: str) -> None:
         raise StopRunError(f"{folder.rstrip('/')}: the folder of videos is empty now: {_GO_ON}")
     _holds_anything(os.path.dirname(path))  # or nothing, where this was its only file
     try:
-        with open(path, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            for place in (0, max(size - 1, 0)):  # one of the two may still be in memory
-                file.seek(place)
-                file.read(1)
+        with open(path, "rb", buffering=0) as file:
+            # All of it, as what fails may be a stripe in the middle; of a device no more than the beginning.
+            left = max(os.fstat(file.fileno()).st_size, 1)
+            while left > 0 and (content := file.read(min(left, _CHUNK))):
+                left -= len(content)
     except OSError as error:
         stop_for_storage(path, error)
 

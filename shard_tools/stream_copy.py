@@ -8,7 +8,7 @@ import numpy as np
 
 from shard_tools.clip_command import Job, VideoSettings, copy_command
 from shard_tools.failures import Unpackable
-from shard_tools.run_ffmpeg import run_into_memory
+from shard_tools.run_ffmpeg import run_one_into_memory
 from shard_tools.source_video import one_line, snap_rate
 from shard_tools.transcode import Clip, checked_length, decode_all
 
@@ -17,7 +17,10 @@ _STEADY = 0.25  # of a frame: how far a frame may be from its place at a constan
 
 def copy_stream(job: Job, settings: VideoSettings) -> Clip | Unpackable:
     """The clip that is all of a source's video stream: no sound, no metadata, not one picture encoded again."""
-    ran = run_into_memory(lambda outputs: copy_command(job.path, job.source.stream, *outputs), 1)
+    try:
+        ran = run_one_into_memory(lambda outputs: copy_command(job.path, job.source.stream, *outputs))
+    except Unpackable as failure:
+        return failure
     (video,), status, message = ran.videos, ran.status, ran.message
     if status > 0:
         return Unpackable("not copyable", one_line(message, job.path))

@@ -11,7 +11,7 @@ from shard_tools.clip_command import MAX_ERROR_RATE, Job, VideoSettings, clip_co
 from shard_tools.failures import Unpackable
 from shard_tools.ffmpeg_check import counts_damage, takes_many
 from shard_tools.mp4_boxes import has_track, key_frames
-from shard_tools.run_ffmpeg import Ran, damaged_share, run_into_memory
+from shard_tools.run_ffmpeg import Ran, damaged_share, run_into_memory, run_one_into_memory
 from shard_tools.source_video import count_decodable, one_line
 
 _PREROLLS = (30.0, float("inf"))  # seconds, for a source in which a shorter seek came out late
@@ -63,7 +63,10 @@ def transcode(jobs: Sequence[Job], settings: VideoSettings) -> list[Clip | Unpac
 
 def _transcode_one(job: Job, settings: VideoSettings) -> Clip | Unpackable:
     job = replace(job, shared_seek=None)
-    ran = _run_ffmpeg([job], settings)
+    try:
+        ran = run_one_into_memory(lambda outputs: clip_command([job], settings, outputs))
+    except Unpackable as failure:
+        return failure
     if ran.status > 0 and "No such filter" in ran.message:
         return Unpackable("hdr", "this ffmpeg has no filter zscale, which HDR video needs: install one with libzimg")
     if ran.status > 0:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data.errors import UserError
-from shard_tools import pack_kinetics
+from shard_tools import pack_kinetics, run_ffmpeg
 from tests.shard_tools.packed import ROWS, many, read_all, start
 from tests.shard_tools.raw import PICTURES, ffmpeg, run_command, video
 
@@ -43,6 +43,29 @@ def test_what_cannot_be_packed_is_listed_with_its_reason(world):
     assert sum(manifest.failures.values()) == 9 and manifest.failures["missing"] == 3 and manifest.examples == 1
     assert world.kinetics(rows, "--max-failures", 0.9) == 0, "packed already; the bound is that of the command"
     assert all(b"/" not in key.encode() for key in read_all(world, "kinetics-train"))
+
+
+KILLED = """#!/bin/sh
+case "$*" in *id_1_*)
+    echo >> {runs}
+    if [ $(wc -l < {runs}) -le {kills} ]; then kill -9 $$; fi;;
+esac
+exec {ffmpeg} "$@"
+"""
+
+
+@pytest.mark.parametrize(("kills", "lost"), [(2, {}), (9, {"train/pull_ups/id_1_000000_000010.mp4": "crashed"})])
+def test_an_ffmpeg_that_memory_was_taken_from_is_no_damage_of_the_video(world, monkeypatch, kills, lost):
+    """The kernel and SLURM kill the largest process, which is FFmpeg and not the worker."""
+    many(world, 2)
+    program = world.folder / "bin" / "ffmpeg"
+    program.parent.mkdir()
+    program.write_text(KILLED.format(runs=world.folder / "runs", kills=kills, ffmpeg=shutil.which("ffmpeg")))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(run_ffmpeg, "WAITS", (0.01, 0.01))
+    assert world.kinetics(ROWS[:2], "--max-failures", 0.5) == 0
+    assert world.failures("kinetics-train") == lost
 
 
 def test_a_video_that_takes_too_long_is_a_failure(world, monkeypatch):

@@ -118,7 +118,7 @@ def test_a_full_disk_is_said_and_packing_goes_on_once_there_is_space(world, monk
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # of this process; workers have their own
     with pytest.raises(SystemExit) as caught:
         cli.main(pack_kinetics.options(), pack_kinetics.make_plan)
-    assert caught.value.code == 1
+    assert caught.value.code == 2
     assert f"no space left for {world.out} (disk full, or over quota)" in capsys.readouterr().err
     left = world.contents()
     assert {n: c for n, c in left.items() if n.endswith(".tar")}.items() <= whole.items()

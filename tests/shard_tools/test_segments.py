@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from torchcodec.decoders import VideoDecoder
 
+from data.errors import UserError
 from shard_tools import segments
 from shard_tools.failures import Failure
 from shard_tools.ffmpeg_check import takes_many
@@ -204,6 +205,25 @@ def test_ava_kinetics_keyframes_are_found_in_the_clip_that_holds_most_around_the
     }
     assert world.failures("ava_kinetics-val") == {"gone": "missing", "some class/whole.mp4": "outside the file"}
     assert world.shards("ava_kinetics-val").manifest.examples == len(shown)
+
+
+def test_clips_that_are_named_as_whole_videos_are_refused(world):
+    rows = []
+    for name in "abcde":
+        video(world.videos / f"{name}.mp4", "color=s=32x32:r=10", 10.0, "-pix_fmt", "yuv420p")
+        rows.append(f"{name},{'17' if name == 'c' else '5'},0.1,0.2,0.5,0.9,12")
+    with pytest.raises(UserError, match=r"c\.mp4 has 10 s and a keyframe at 17 s .*: it seems to be a clip"):
+        world.ava_kinetics(rows, split="val")
+    assert world.ava_kinetics(rows[:1] + rows[3:], split="val") == 0
+
+
+def test_times_outside_of_all_files_are_told_as_that(world):
+    video(world.videos / "v.mp4", counter_source("25"), 6.0, "-pix_fmt", "yuv420p")
+    with pytest.raises(UserError, match=r"videos are there, .* v\.mp4: outside the file, keyframe 2 s .*--movie-start"):
+        world.ava(["v,0002,0.1,0.2,0.5,0.9,12,1"])
+    video(world.videos / "w_000100_000110.mp4", counter_source("25"), 6.0, "-pix_fmt", "yuv420p")
+    with pytest.raises(UserError, match=r"w_000100_000110\.mp4: outside the file, keyframe 17 s"):
+        world.ava_kinetics(["w,17,0.1,0.2,0.5,0.9,12"])
 
 
 def test_a_keyframe_between_the_clips_is_lost_and_named(tmp_path):

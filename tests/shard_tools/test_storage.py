@@ -6,8 +6,10 @@ import shutil
 
 import pytest
 
+from shard_tools import storage
 from shard_tools.failures import Unpackable
 from shard_tools.source_video import check_container
+from shard_tools.storage import require_storage
 from shard_tools.workers import StopRunError
 from tests.shard_tools.raw import PICTURES, counter_source, video
 
@@ -101,6 +103,36 @@ def test_only_what_a_single_file_may_have_is_its_own_fault(world, monkeypatch, n
         check_container(str(world.videos / "train" / "id_3.mp4"))
     if not stops:
         assert pack() == 0 and world.failures(name) == {"train/id_3.mp4": "unreadable"}
+
+
+def test_a_file_that_the_storage_does_not_give_in_its_middle(tmp_path, monkeypatch):
+    """As where one of the disks that it is striped over is down."""
+    (tmp_path / "x.mp4").write_bytes(bytes(100))
+    require_storage(str(tmp_path / "x.mp4"), "x.mp4")
+    opened = open
+
+    class Striped:
+        def __init__(self, *args, **options):
+            self.file = opened(*args, **options)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def fileno(self):
+            return self.file.fileno()
+
+        def read(self, size):
+            if 40 <= self.file.tell() < 60:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return self.file.read(size)
+
+    monkeypatch.setattr(storage, "_CHUNK", 10)
+    monkeypatch.setattr("builtins.open", Striped)
+    with pytest.raises(StopRunError, match=r"x\.mp4: Input/output error"):
+        require_storage(str(tmp_path / "x.mp4"), "x.mp4")
 
 
 def test_one_file_that_the_disk_does_not_give_can_be_given_up(world):
