@@ -274,8 +274,16 @@ def _end_when_told(parent: int, sockets: str) -> None:
         told = signal.sigtimedwait({signal.SIGTERM}, ORPHAN_S)
     _forget_shared_memory(os.getpid())
     if os.getppid() != parent:
-        shutil.rmtree(sockets, ignore_errors=True)
+        _remove_folder(sockets)
     os._exit(0)
+
+
+def _remove_folder(folder: str) -> None:
+    """Removes a folder into which this worker's other thread may just put a socket: then once more."""
+    for _ in range(10):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.exists(folder):
+            return
 
 
 def _forget_shared_memory(pid: int) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from data import loader
 from data.dataset import MixtureDataset
 from data.loader import train_loader
 from data.shards import ShardSet
@@ -177,3 +178,19 @@ def test_a_worker_gives_back_the_holes_between_what_stays():
     done = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, check=True)
     before, after = map(int, done.stdout.split())
     assert abs(before) < 10_000 and after > 80_000  # KB
+
+
+def test_a_socket_that_is_made_meanwhile_goes_too(tmp_path, monkeypatch):
+    folder, own, calls = tmp_path / "loader-x", shutil.rmtree, []
+    folder.mkdir()
+
+    def interrupted(path, ignore_errors):
+        own(path, ignore_errors=ignore_errors)
+        calls.append(path)
+        if len(calls) == 1:  # the folder was not empty any more when it was to go
+            folder.mkdir()
+            (folder / "listener").touch()
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    loader._remove_folder(str(folder))
+    assert len(calls) == 2 and not folder.exists()
