@@ -11,7 +11,7 @@ from shard_tools.clip_command import MAX_ERROR_RATE, Job, VideoSettings, clip_co
 from shard_tools.failures import Unpackable
 from shard_tools.ffmpeg_check import counts_damage, takes_many
 from shard_tools.mp4_boxes import has_track, key_frames
-from shard_tools.run_ffmpeg import Ran, damaged_share, run_into_memory, run_one_into_memory
+from shard_tools.run_ffmpeg import damaged_share, run_into_memory, run_one_into_memory
 from shard_tools.source_video import count_decodable, one_line
 
 _PREROLLS = (30.0, float("inf"))  # seconds, for a source in which a shorter seek came out late
@@ -55,26 +55,29 @@ def transcode(jobs: Sequence[Job], settings: VideoSettings) -> list[Clip | Unpac
     reports anything at all, each job gets a process of its own, so that a result never depends on its neighbours.
     """
     if len(jobs) > 1 and takes_many():
-        ran = _run_ffmpeg(jobs, settings)
+        ran = run_into_memory(lambda outputs: clip_command(jobs, settings, outputs), len(jobs))
         if ran.status == 0:
             return [_finish(job, video, settings) for job, video in zip(jobs, ran.videos, strict=True)]
     return [_transcode_one(job, settings) for job in jobs]
 
 
 def _transcode_one(job: Job, settings: VideoSettings) -> Clip | Unpackable:
-    job = replace(job, shared_seek=None)
     try:
-        ran = run_one_into_memory(lambda outputs: clip_command([job], settings, outputs))
-    except Unpackable as failure:
+        return _made_alone(replace(job, shared_seek=None), settings)
+    except Unpackable as failure:  # FFmpeg was killed
         return failure
+
+
+def _made_alone(job: Job, settings: VideoSettings) -> Clip | Unpackable:
+    ran = run_one_into_memory(lambda outputs: clip_command([job], settings, outputs))
     if ran.status > 0 and "No such filter" in ran.message:
         return Unpackable("hdr", "this ffmpeg has no filter zscale, which HDR video needs: install one with libzimg")
     if ran.status > 0:
         return _decode_error(job, ran.message)
     made = _finish(job, ran.videos[0], settings)
     if ran.status < 0 and isinstance(made, Clip) and not counts_damage():
-        told = _run_ffmpeg([job], settings, "verbose").messages
-        if (damaged_share(told) or 0) > MAX_ERROR_RATE:
+        told = run_one_into_memory(lambda outputs: clip_command([job], settings, outputs, "verbose"))
+        if (damaged_share(told.messages) or 0) > MAX_ERROR_RATE:
             return _decode_error(job, ran.message)
     return made
 
@@ -83,11 +86,6 @@ def _decode_error(job: Job, message: str) -> Unpackable:
     frames = job.source.seconds and round(job.source.seconds * job.source.fps)
     where = "" if job.span else f"decode error at frame {count_decodable(job.path)} of {frames or 'unknown'}: "
     return Unpackable("decode error", where + one_line(message, job.path))
-
-
-def _run_ffmpeg(jobs: Sequence[Job], settings: VideoSettings, level: str = "error") -> Ran:
-    """One process for all jobs."""
-    return run_into_memory(lambda outputs: clip_command(jobs, settings, outputs, level), len(jobs))
 
 
 def _finish(job: Job, video: bytes, settings: VideoSettings) -> Clip | Unpackable:

@@ -149,11 +149,11 @@ def _check_trained(recipe: Recipe, model: CofinetuneModel, config: dict[str, Any
     """Raises UserError where a recipe says something else of the model than it was trained with: it would count for
     nothing."""
     parts = [("model", asdict(recipe.model), {**asdict(model.backbone.config), **config["backbone"], **config})]
-    for name, told in config["heads"].items():
+    for name, head in config["heads"].items():
         if name in recipe.tasks:
             options = inspect.signature(type(model.heads[name])).parameters
             defaults = {key: option.default for key, option in options.items()}
-            parts.append((f"tasks.{name}.head", asdict(recipe.tasks[name].head), defaults | told))
+            parts.append((f"tasks.{name}.head", asdict(recipe.tasks[name].head), defaults | head))
     for part, said, trained in parts:
         for key, wanted in said.items():
             if key in (*EXECUTION, *ONLY_TRAINING) or wanted is None or key not in trained:

@@ -341,16 +341,6 @@ def test_what_decides_the_figures_stands_beside_them(world, tmp_path, capsys):
     assert "note" not in capsys.readouterr().out
 
 
-def test_a_model_runs_as_the_recipe_says(world, tmp_path):
-    recipe = save_run(world, tmp_path)
-    weights = find_weights(tmp_path)
-    model, _ = evaluate.read_model(weights, recipe_of(world, "model.attention=eager", "model.drop_path_rate=0.3"))
-    assert model.backbone.config.attention == "eager"
-    task = tasks_of(recipe)[0]
-    same = evaluate.identity(task, recipe_of(world, "model.attention=eager"), "digest", {})
-    assert same == evaluate.identity(task, recipe_of(world), "digest", {})
-
-
 def test_what_is_kept_of_other_tasks_outlives_an_evaluation(world, tmp_path, monkeypatch):
     run, interrupted = tmp_path / "run", BreaksOff(1)
     save_run(world, run)
@@ -392,6 +382,7 @@ def test_results_of_another_checkpoint_or_recipe_are_not_used(world, tmp_path):
     other_view = tasks_of(recipe_of(world, "tasks.clips.view.stride=1"))[0]
     same = evaluate.identity(task, recipe, "digest", {"limit": None})
     assert same == evaluate.identity(tasks_of(recipe)[0], recipe_of(world, "eval_batch=7"), "digest", {"limit": None})
+    assert same == evaluate.identity(task, recipe_of(world, "model.attention=eager"), "digest", {"limit": None})
     others = [
         evaluate.identity(task, recipe, "other", {"limit": None}),
         evaluate.identity(task, recipe, "digest", {"limit": 3}),

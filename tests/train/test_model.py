@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from data.errors import UserError
-from models import create_model
+from models import create_model, save_model
 from tests.train.tiny_runs import tiny_recipe, tiny_tasks
-from train.model import EXECUTION, build_model, model_config
+from train.model import EXECUTION, build_model, model_config, read_model
 
 LOCALISED = next(name for name, task in tiny_recipe("/tmp/none").tasks.items() if task.kind == "localisation")
 CLASSIFIED = next(name for name, task in tiny_recipe("/tmp/none").tasks.items() if task.kind == "classification")
@@ -25,6 +25,14 @@ def test_how_the_backbone_runs_is_not_written_into_its_configuration():
     elsewhere = create_model({key: value for key, value in config.items() if key != "tasks"})
     assert elsewhere.backbone.config.attention == "auto"
     assert elsewhere.state_dict().keys() == model.state_dict().keys()
+
+
+def test_a_checkpoint_runs_as_the_recipe_says_that_evaluates_it(tmp_path):
+    model, config = build()
+    save_model(tmp_path, model, {key: value for key, value in config.items() if key != "tasks"})
+    recipe = tiny_recipe("/tmp/none", "model.attention=eager", "model.drop_path_rate=0.3")
+    assert read_model(tmp_path, recipe)[0].backbone.config.attention == "eager"
+    assert read_model(tmp_path)[0].backbone.config.attention == "auto"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="flash_attn may run here")
