@@ -5,6 +5,11 @@
 The protocol, fixed before the runs, is docs/reproduce.md. Each finished run leaves a record, RESULTS/runs/*.json, and
 the report is made of these alone: RESULTS/report.md and its pictures. The same command goes on where it was stopped,
 and does nothing again that has a record. Records of another protocol or world are left out.
+
+Ideas of your own go into results of their own: some regimes, other recipe keys, compared with the runs without them:
+
+    python -m benchmarks.reproduce --quick --work runs/reproduce_quick --results runs/idea \\
+        --against runs/reproduce_quick/results --regimes weighted,accumulate model.pos_embed=sincos
 """
 
 import argparse
@@ -20,7 +25,8 @@ from typing import NoReturn
 import torch
 
 from benchmarks.loader import machine as machine_name
-from benchmarks.reproduce.protocol import FULL, QUICK, WORLD_SEED
+from benchmarks.reproduce.ideas import check_results, idea_plan
+from benchmarks.reproduce.protocol import FULL, QUICK, REGIMES, ROUND, WORLD_SEED, Plan, Setting
 from benchmarks.reproduce.report import write_report
 from benchmarks.reproduce.runs import Laboratory, Machine
 from benchmarks.reproduce.trials import run_all
@@ -38,10 +44,15 @@ def main() -> int:
     work = arguments.work or (arguments.results / "work" if arguments.results else PROJECT / "runs" / name)
     results = arguments.results or (work / "results" if arguments.quick else PROJECT / "benchmarks" / "results" / name)
     try:
+        idea = _is_idea(arguments)
+        if idea:
+            plan = _idea(plan, arguments)
         require_ffmpeg()
         machine, world = _machine(arguments.jobs), world_identity(plan.size, WORLD_SEED)
         folder, open_world = work.resolve(), functools.partial(make_world, work.resolve(), plan.size, WORLD_SEED)
         laboratory = Laboratory(folder, results / "runs", open_world, world, plan, machine)
+        if idea:
+            check_results(laboratory)
         if not arguments.report_only:
             print(f"{machine.name}: {machine.jobs} runs at a time", flush=True)
             if known := laboratory.records_found():
@@ -53,7 +64,7 @@ def main() -> int:
                 )
             run_all(laboratory)
         command = shlex.join(["python", "-m", "benchmarks.reproduce", *sys.argv[1:]])
-        print(write_report(results, plan, laboratory.records_found(), command))
+        print(write_report(results, plan, laboratory.records_found(), command, arguments.against))
         print(f"written: {results / 'report.md'}")
         return 0
     except UserError as error:
@@ -82,8 +93,38 @@ def _parser() -> argparse.ArgumentParser:
     add("--work", type=Path, metavar="DIR", help=f"{shown} runs/reproduce_quick, with --results RESULTS/work)")
     shown = "for records and report (default: benchmarks/results/reproduce, with --quick WORK/results)"
     add("--results", type=Path, metavar="DIR", help=shown)
+    idea = parser.add_argument_group("ideas, with --results")
+    shown = f"of the plan's, with commas between them: {', '.join(REGIMES)}"
+    idea.add_argument("--regimes", metavar="NAMES", help=shown)
+    idea.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N-1 (default: those of the plan)")
+    shown = f"a multiple of 20; a run of all sets sees {sum(ROUND.values())} clips a round"
+    shown += f" (default: {FULL.rounds}, with --quick {QUICK.rounds})"
+    idea.add_argument("--rounds", type=int, metavar="N", help=shown)
+    shown = "learning rate of all regimes, in place of trials (default: trials, with --quick 2e-3)"
+    idea.add_argument("--lr", type=float, metavar="RATE", help=shown)
+    shown = "how it goes on after the warm-up, with --lr (default: cosine)"
+    idea.add_argument("--lr-schedule", choices=("cosine", "constant"), help=shown)
+    shown = "results whose runs of the same regime and seed those of this one are compared with, in the report"
+    idea.add_argument("--against", type=Path, metavar="DIR", help=shown)
+    shown = "keys of every training's recipe that the protocol leaves alone, as in model.pos_embed=sincos"
+    idea.add_argument("overrides", nargs="*", metavar="key=value", help=shown)
     add("--report-only", action="store_true", help="write the report of the records there are; nothing is trained")
     return parser
+
+
+def _is_idea(arguments: argparse.Namespace) -> bool:
+    own = ("regimes", "seeds", "rounds", "lr", "lr_schedule", "against")
+    return bool(arguments.overrides) or any(getattr(arguments, name) is not None for name in own)
+
+
+def _idea(plan: Plan, arguments: argparse.Namespace) -> Plan:
+    if arguments.results is None:
+        raise UserError("an idea needs --results DIR: its records and report must not get among those of the protocol")
+    if arguments.lr_schedule and arguments.lr is None:
+        raise UserError("--lr-schedule needs --lr: without it the trials choose")
+    setting = None if arguments.lr is None else Setting(arguments.lr, arguments.lr_schedule or Setting.schedule)
+    regimes = None if arguments.regimes is None else [name.strip() for name in arguments.regimes.split(",")]
+    return idea_plan(plan, regimes, arguments.seeds, arguments.rounds, setting, arguments.overrides)
 
 
 def _machine(jobs: int | None) -> Machine:

@@ -7,6 +7,7 @@ has other sets. docs/reproduce.md says why each regime is there; what stands her
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,7 +182,8 @@ class Plan:
         rounds: clips of a run are 80 times as many; a multiple of 20, so that all parts are whole steps.
         seeds: of the runs that count.
         phases: names of regimes; all trials and runs of a phase are done before the next one begins.
-        tuned: whether each regime has its trials; otherwise all take UNTUNED.
+        tuned: whether each regime has its trials; otherwise all take `setting`.
+        overrides: `key=value` of an idea (ideas.py), laid over every training's recipe; the protocol has none.
     """
 
     size: str
@@ -189,6 +191,8 @@ class Plan:
     seeds: tuple[int, ...]
     phases: tuple[tuple[str, ...], ...]
     tuned: bool
+    setting: Setting = Setting(2e-3)  # the toy recipe's
+    overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.rounds < 20 or self.rounds % 20:
@@ -200,8 +204,6 @@ class Plan:
 
 
 WORLD_SEED = 0
-UNTUNED = Setting(2e-3)
-"""The toy recipe's."""
 CORE = ("transfer", "transfer_joint", "weighted", "accumulate", "ava_only", "ava_as_often")
 LAST = ("alternating", "uniform")
 """What no part of the goal asks for, and what costs most, comes at the end."""
@@ -255,7 +257,19 @@ def make_recipe(
     return recipe
 
 
-def identity(regime: Regime, rounds: int, setting: Setting, seed: int, world: dict[str, Any]) -> str:
+def overrides_of(training: Training, overrides: Sequence[str]) -> list[str]:
+    """Those of a plan's overrides that a training's recipe can take: not those of tasks that it does not have."""
+    named = [override.split("=")[0].split(".") for override in overrides]
+    return [
+        override
+        for override, key in zip(overrides, named, strict=True)
+        if key[0] != "tasks" or len(key) < 2 or key[1] in training.tasks
+    ]
+
+
+def identity(
+    regime: Regime, rounds: int, setting: Setting, seed: int, world: dict[str, Any], overrides: Sequence[str] = ()
+) -> str:
     """Names all that decides a run's figures but the program and the machine, 16 hex digits: its recipes, what it is
     scored on and how."""
     nowhere = Path("-")
@@ -273,4 +287,6 @@ def identity(regime: Regime, rounds: int, setting: Setting, seed: int, world: di
         for number, training in enumerate(regime.trainings)
     ]
     told = [[OmegaConf.to_yaml(recipe) for recipe in recipes], world, TAIL, HEAD]
+    if any(changes := [overrides_of(training, overrides) for training in regime.trainings]):
+        told.append(changes)
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.reproduce.conclusion import MARGIN, compared, conclude, points, upstream_change
+from benchmarks.reproduce.ideas import against_rows
 from benchmarks.reproduce.intervals import Difference, Mean, mean_of, paired
 from benchmarks.reproduce.pictures import class_counts, draw_all
 from benchmarks.reproduce.protocol import (
@@ -18,7 +19,6 @@ from benchmarks.reproduce.protocol import (
     REGIMES,
     ROUND,
     TAIL,
-    UNTUNED,
     UPSTREAM,
     UPSTREAM_TOO,
     Plan,
@@ -34,11 +34,16 @@ COLUMNS = ("mAP", *PARTS)
 Differences = dict[tuple[str, str], dict[str, Difference]]
 
 
-def write_report(results: Path, plan: Plan, records: Sequence[Record], command: str) -> str:
+def write_report(
+    results: Path, plan: Plan, records: Sequence[Record], command: str, against: Path | None = None
+) -> str:
     """Writes RESULTS/report.md and its pictures; returns the conclusion, one line per comparison.
 
+    Args:
+        against: other results, whose runs those of the same regime and seed are compared with.
+
     Raises:
-        UserError: there is no run to report.
+        UserError: there is no run to report, or none to compare with.
     """
     chosen = chosen_settings(records) if plan.tuned else {}
     runs: dict[str, list[Record]] = {}
@@ -47,7 +52,7 @@ def write_report(results: Path, plan: Plan, records: Sequence[Record], command: 
         name = record["regime"]
         if record["trial"]:
             continue
-        setting = chosen.get(REGIMES[name].tuned, UNTUNED)
+        setting = chosen.get(REGIMES[name].tuned, plan.setting)
         if record["setting"] == vars(setting) and record["seed"] in plan.seeds:
             runs.setdefault(name, []).append(record)
         else:
@@ -62,12 +67,14 @@ def write_report(results: Path, plan: Plan, records: Sequence[Record], command: 
         if base in runs and name != base and DOWNSTREAM in REGIMES[name].tasks
     }
     conclusion = conclude(runs, plan)
+    changes = "" if against is None else f"## Less those of {against}, points\n{table(against_rows(runs, against))}"
     pictures = draw_all(results, runs, plan)
     parts = [
         "# Co-finetuning against transfer learning on the toy world",
         _origin(plan, records, runs, command),
         "## Result\n" + conclusion,
         "## AVA, test movies, %\n" + _ava_table(runs),
+        changes,
         "## Difference to transfer learning, points of mAP\n" + _difference_tables(differences),
         "## Upstream sets, top-1 on test clips, %\n" + _upstream_table(runs),
         "## AP of each class, %\n" + _class_table(runs),
@@ -78,7 +85,7 @@ def write_report(results: Path, plan: Plan, records: Sequence[Record], command: 
         f"Left out, as their setting is not the one that the trials chose: {', '.join(stale)}." if stale else "",
     ]
     write_atomically(results / "report.md", "\n\n".join(part for part in parts if part) + "\n")
-    return conclusion
+    return f"{conclusion}\n\n{changes}" if changes else conclusion
 
 
 def _origin(plan: Plan, records: Sequence[Record], runs: dict[str, list[Record]], command: str) -> str:
@@ -88,7 +95,8 @@ def _origin(plan: Plan, records: Sequence[Record], runs: dict[str, list[Record]]
     lines = [
         f"`{command}`, {time.strftime('%Y-%m-%d')}. The protocol is docs/reproduce.md. A run of all sets sees",
         f"{clips:,} clips, {own:,} of them of AVA (`uniform` on average); under Cost is what every regime sees.",
-        f"Toy world: {plan.size}. Seeds: {', '.join(map(str, plan.seeds))}.",
+        f"Toy world: {plan.size}. Seeds: {', '.join(map(str, plan.seeds))}."
+        + (f" Recipe keys that are not the protocol's: `{' '.join(plan.overrides)}`." if plan.overrides else ""),
         f"Machine: {_counted(machines)}. Commit: {_counted(commits)}.",
         "",
         "Mean ± half of the 95 % interval over seeds (Student's t). Intervals over seeds and movies add the",

@@ -28,6 +28,7 @@ from benchmarks.reproduce.protocol import (
     Setting,
     identity,
     make_recipe,
+    overrides_of,
 )
 from benchmarks.reproduce.records import Record, headline, read_curves, read_record, read_resamples, read_test
 from data.errors import UserError
@@ -111,6 +112,10 @@ class Laboratory:
         """All records of this protocol and world, trials included, by name."""
         return [record for record in self._all() if self._is_ours(record)]
 
+    def foreign(self) -> list[Path]:
+        """Files of records of another protocol, idea or world."""
+        return [path for path in sorted(self.records.glob("*.json")) if not self._is_ours(read_record(path))]
+
     def _is_ours(self, record: Record) -> bool:
         try:
             return bool(record["identity"] == self._identity(run_of(record)))
@@ -172,7 +177,9 @@ class Laboratory:
     def _identity(self, run: Run) -> str:
         key = f"{run.name} {run.setting}"
         if key not in self._identities:
-            self._identities[key] = identity(run.regime, self.plan.rounds, run.setting, run.seed, self.world)
+            self._identities[key] = identity(
+                run.regime, self.plan.rounds, run.setting, run.seed, self.world, self.plan.overrides
+            )
         return self._identities[key]
 
     def _do(self, run: Run) -> None:
@@ -194,7 +201,8 @@ class Laboratory:
                 init=trained[-1] if trained else None,
             )
             OmegaConf.save(made, recipe)
-            self._command(folder, "train/main.py", "--recipe", str(recipe), "--resume")
+            changes = overrides_of(training, self.plan.overrides)
+            self._command(folder, "train/main.py", "--recipe", str(recipe), "--resume", *changes)
             _check_whole(out, training.steps(rounds))
             if not run.trial:
                 sets = [f"tasks.{task}.val_shards={shards / f'{task}-heldout'}" for task in training.tasks]

@@ -9,7 +9,6 @@ from benchmarks.reproduce.protocol import (
     LEARNING_RATES,
     REGIMES,
     TRIAL_SEED,
-    UNTUNED,
     Regime,
     Setting,
 )
@@ -102,7 +101,7 @@ def _place(record: Record) -> tuple[bool, bool, float]:
 
 def _runs(laboratory: Laboratory, phase: Sequence[str], settings: dict[str, Setting]) -> list[Run]:
     return [
-        Run(REGIMES[name], settings.get(REGIMES[name].tuned, UNTUNED), seed)
+        Run(REGIMES[name], settings.get(REGIMES[name].tuned, laboratory.plan.setting), seed)
         for seed in laboratory.plan.seeds
         for name in phase
     ]
@@ -111,5 +110,5 @@ def _runs(laboratory: Laboratory, phase: Sequence[str], settings: dict[str, Sett
 def _clips(laboratory: Laboratory, phase: Sequence[str]) -> int:
     """Of a phase's trials and runs, done or not, with about as many trials as there will be."""
     own = [REGIMES[name] for name in phase if REGIMES[name].tuned == name and laboratory.plan.tuned]
-    trials = [Run(regime, UNTUNED, TRIAL_SEED, trial=True) for regime in own]
+    trials = [Run(regime, laboratory.plan.setting, TRIAL_SEED, trial=True) for regime in own]
     return sum(map(laboratory.seen, _runs(laboratory, phase, {}))) + USUAL_TRIALS * sum(map(laboratory.seen, trials))

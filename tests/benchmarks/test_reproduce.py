@@ -338,7 +338,8 @@ def test_a_real_run_is_scored_on_the_held_out_split_and_recorded(tmp_path, monke
         really(training, steps)
 
     monkeypatch.setattr(runs_module, "_check_whole", check)
-    plan = Plan("small", 20, (0,), (("both",),), tuned=False)
+    idea = ("model.pos_embed=sincos", "tasks.ava.loss_weight=5")
+    plan = Plan("small", 20, (0,), (("both",),), tuned=False, overrides=idea)
     lab = Laboratory(tmp_path, tmp_path / "runs", lambda: shards, {}, plan, MACHINE)
     run = Run(regime, Setting(1e-3), 0)
     (record,) = lab.do([run], "runs")
@@ -364,4 +365,6 @@ def test_a_real_run_is_scored_on_the_held_out_split_and_recorded(tmp_path, monke
     assert checked == [("training-0", 20), ("training-1", 20)]
     (folder,) = tmp_path.glob("both-seed0-*")
     sources = [load_recipe(folder / f"training-{number}.yaml").model.init.source for number in (0, 1)]
+    trained = [load_recipe(folder / f"training-{number}" / "recipe.yaml") for number in (0, 1)]
+    assert {recipe.model.pos_embed for recipe in trained} == {"sincos"} and trained[1].tasks["ava"].loss_weight == 5
     assert sources == [None, str(folder / "training-0")] and "left over" in (folder / "log.txt").read_text()
