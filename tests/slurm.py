@@ -1,8 +1,9 @@
 """A stand-in for SLURM: runs batch scripts on 'nodes' of this machine as slurmctld, slurmd and srun would.
 
 What it keeps of the real one: variables, one task a node, signals that reach the batch shell alone (`--signal=B:`) or
-the first process of each task alone (proctrack/cgroup), `--kill-on-bad-exit`, requeueing under the same job id, and
-that only SLURM_CPUS_PER_TASK's twin SRUN_CPUS_PER_TASK reaches srun.
+the first process of each task alone (proctrack/cgroup), an srun that hands SIGUSR1 on to its tasks but kills them at
+SIGTERM and SIGHUP, `--kill-on-bad-exit`, preemption with a grace time, requeueing under the same job id, and that only
+SLURM_CPUS_PER_TASK's twin SRUN_CPUS_PER_TASK reaches srun.
 """
 
 import json
@@ -19,6 +20,8 @@ from types import FrameType
 
 KILL_WAIT = 10.0
 """Seconds from SIGTERM to SIGKILL."""
+START = "2026-05-01T08:00:00"
+"""When every job has started."""
 
 
 class Slurm:
@@ -64,6 +67,12 @@ class Slurm:
         asked.unlink(missing_ok=True)
         return found
 
+    def preempt(self, job: int, when: str) -> None:
+        """Begins a job's grace time: its tasks get SIGTERM, its batch shell does not."""
+        (self.folder / f"preempt-{job}").write_text(when)
+        for task in (self.folder / f"tasks-{job}").read_text().split():
+            os.kill(int(task), signal.SIGTERM)
+
 
 def directives(script: Path) -> dict[str, str]:
     """The #SBATCH options of a batch script."""
@@ -86,7 +95,7 @@ def srun(args: list[str]) -> int:
     """One task a node; the greatest exit code."""
     cluster = json.loads(os.environ["FAKE_SLURM"])
     kill_on_bad_exit = "--kill-on-bad-exit=1" in args
-    command = [word for word in args if not word.startswith("--kill-on-bad-exit")]
+    command = [word for word in args if word not in ("--kill-on-bad-exit=1", "--export=ALL")]
     assert not command[0].startswith("-"), f"an option of srun that the stand-in does not know: {command[0]}"
     assert os.environ.get("SRUN_CPUS_PER_TASK") == os.environ["SLURM_CPUS_PER_TASK"], "all ranks on one core"
     tasks: list[subprocess.Popen[bytes]] = []
@@ -96,13 +105,20 @@ def srun(args: list[str]) -> int:
             if task.poll() is None:
                 task.send_signal(number)
 
-    for number in (signal.SIGUSR1, signal.SIGTERM):
-        signal.signal(number, forward)
+    def force(number: int, frame: FrameType | None) -> None:
+        print("srun: forcing job termination", file=sys.stderr, flush=True)
+        forward(signal.SIGKILL, None)
+
+    signal.signal(signal.SIGUSR1, forward)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, force)
     for index, node in enumerate(cluster["nodes"]):
         place = {"SLURM_NODEID": index, "SLURM_PROCID": index, "SLURM_LOCALID": 0, "SLURMD_NODENAME": node}
         own = {**os.environ, **{key: str(value) for key, value in place.items()}}
         enter = [cluster["enter"], node] if cluster["enter"] else []
         tasks.append(subprocess.Popen([*enter, *command], env=own, start_new_session=True))
+    pids = " ".join(str(task.pid) for task in tasks)
+    (Path(cluster["folder"]) / f"tasks-{os.environ['SLURM_JOB_ID']}").write_text(pids)
     deadline = None
     while any(task.poll() is None for task in tasks):
         failed = any(task.poll() not in (None, 0) for task in tasks)
@@ -123,7 +139,16 @@ def scontrol(args: list[str]) -> int:
         assert args[2:] == [os.environ["SLURM_JOB_NODELIST"]]
         print("\n".join(cluster["nodes"]))
         return 0
+    if args[:3] == ["show", "job", "-o"]:
+        own = Path(cluster["folder"]) / f"preempt-{args[3]}"
+        times = f"PreemptEligibleTime={START} PreemptTime={own.read_text() if own.exists() else None}"
+        state = os.environ.get("FAKE_STATE", "RUNNING")
+        print(f"JobId={args[3]} JobName=x JobState={state} Reason=None StartTime={START} EndTime=x {times} Account=x")
+        return 0
     if args[0] == "requeue":
+        if "FAKE_NO_REQUEUE" in os.environ:
+            print("scontrol: error: Requested operation is presently disabled", file=sys.stderr)
+            return 1
         (Path(cluster["folder"]) / f"requeue-{args[1]}").touch()
         return 0
     raise AssertionError(f"scontrol {args}: the stand-in does not know it")

@@ -20,7 +20,7 @@ from train.launch import Rank
 
 PACKAGES = ("torch", "torchvision", "torchcodec", "deepspeed", "timm", "numpy", "webdataset", "flash-attn")
 VARIABLES = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "TORCHELASTIC_RUN_ID")
-"""Environment variables that are kept, beside all of NCCL's. No others: they may hold passwords."""
+"""Environment variables that are kept, beside all of NCCL's and gloo's. No others: they may hold passwords."""
 
 
 def environment(rank: Rank, start: int) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def environment(rank: Rank, start: int) -> dict[str, Any]:
     hosts: dict[str, Counter[str]] = {}
     for host, name in places:
         hosts.setdefault(host, Counter())[name] += 1
-    kept = {key: value for key, value in os.environ.items() if key in VARIABLES or key.startswith("NCCL_")}
+    kept = {key: value for key, value in os.environ.items() if key in VARIABLES or key.startswith(("NCCL_", "GLOO_"))}
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "from_step": start,

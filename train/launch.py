@@ -72,6 +72,14 @@ class Rank:
         if self.world > 1:
             dist.barrier(group=self.control)
 
+    def first_alone(self, work: Callable[[], T], alone: bool = True) -> T:
+        """Does `work` on rank 0, then on all others; at once on all where not `alone`. Fails as `together` does.
+
+        For what comes over a network into a folder that ranks share: the others find there what rank 0 has fetched.
+        """
+        done = self.together(lambda: [work()] if self.first or not alone else [])
+        return self.together(lambda: done[0] if done else work())
+
     def together(self, work: Callable[[], T]) -> T:
         """Does `work` on every rank; where it fails on one, all raise ToldError with the reasons, each told once.
 

@@ -22,7 +22,7 @@ from train.eval_board import EvalBoard
 from train.evaluators import check_metrics, evaluate_all, evaluate_tasks, metrics_of
 from train.launch import Rank, Stopped, StopSignal, command, init_distributed, parse_args
 from train.loop import StepPlan, evaluates, train
-from train.model import build_model, describe_init, model_config
+from train.model import build_model, describe_init, fetches_weights, model_config
 from train.optim import build_optimizer
 from train.plan import PEAK_TFLOPS, UTILISATION, describe_plan, make_plan
 from train.recipe import Recipe, dump_recipe, load_recipe
@@ -117,7 +117,8 @@ def run(args: argparse.Namespace, rank: Rank) -> None:
     rank.together(lambda: check_metrics("keep_best", recipe.keep_best, tasks, recipe.ema > 0))
     checkpoints.val_sets = {task.name: task.val.shards.manifest.fingerprint for task in tasks if task.val is not None}
     config = rank.together(lambda: model_config(recipe, tasks, resumed))
-    model = rank.together(lambda: build_model(recipe, config, init=resumed is None))
+    fetched = resumed is None and fetches_weights(recipe)
+    model = rank.first_alone(lambda: build_model(recipe, config, init=resumed is None), alone=fetched)
     flops = {name: float(task_cost(model, name).training_flops) for name in recipe.tasks}
     optimizer = build_optimizer(model, len(model.backbone.blocks), recipe.optim)
     engine = rank.together(lambda: build_engine(model, optimizer, recipe, rank, args.ds))

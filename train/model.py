@@ -110,6 +110,11 @@ def build_model(recipe: Recipe, config: dict[str, Any], init: bool = True) -> Co
     return model
 
 
+def fetches_weights(recipe: Recipe) -> bool:
+    """Whether the first weights come from a hub, into a cache of this user."""
+    return recipe.model.init.source is not None and isinstance(_where(recipe.model.init), str)
+
+
 def read_model(weights: Path, recipe: Recipe | None = None) -> tuple[CofinetuneModel, dict[str, Any]]:
     """Model and configuration of a checkpoint.
 

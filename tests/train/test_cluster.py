@@ -94,7 +94,7 @@ def kill_all(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
 def test_a_job_on_two_hosts_saves_at_the_warning_is_requeued_and_goes_on(world, hosts, tmp_path, monkeypatch):
     nodes, on = hosts
     monkeypatch.chdir(world)
-    monkeypatch.setenv("PROJECT", str(PROJECT))
+    monkeypatch.setenv("COFINETUNING_PROJECT", str(PROJECT))
     cluster = Slurm(tmp_path / "slurm", nodes, gpus=1, enter=on)
     assert directives(TRAIN)["signal"] == "B:USR1@120" and "requeue" in directives(TRAIN)
     log = tmp_path / "train.log"
@@ -224,7 +224,7 @@ def test_a_job_array_packs_a_set(tmp_path, monkeypatch):
     jobs = [
         subprocess.Popen(
             [str(word) for word in command],
-            env={**os.environ, **array, "PROJECT": str(PROJECT), "SLURM_ARRAY_TASK_ID": number},
+            env={**os.environ, **array, "COFINETUNING_PROJECT": str(PROJECT), "SLURM_ARRAY_TASK_ID": number},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

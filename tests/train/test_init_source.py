@@ -12,7 +12,7 @@ from tests.models.hf import clips_for, save, tokens_of, videomae, vivit
 from tests.train.tiny_runs import build, tiny_recipe, tiny_tasks
 from train.checkpoint import Checkpoints
 from train.launch import Rank
-from train.model import build_model, describe_init, model_config
+from train.model import build_model, describe_init, fetches_weights, model_config
 
 ALONE = Rank(0, 1, torch.device("cpu"))
 CLIPS = ("model.num_frames=4", "model.image_size=32")
@@ -22,6 +22,14 @@ SIZES = ("model.embed_dim=24", "model.depth=2", "model.num_heads=3")
 def made(recipe):
     config = model_config(recipe, tiny_tasks(recipe))
     return build_model(recipe, config), config
+
+
+def test_what_is_fetched_from_a_hub(tmp_path):
+    (tmp_path / "weights.pth").touch()
+    sources = {None: False, str(tmp_path): False, str(tmp_path / "weights.pth"): False, "vit_tiny_patch16_224": True}
+    for source, fetched in sources.items():
+        overrides = [] if source is None else [f"model.init.source={source}"]
+        assert fetches_weights(tiny_recipe(tmp_path / "run", *overrides)) == fetched
 
 
 @pytest.mark.parametrize("family", ["vivit", "videomae"])

@@ -4,13 +4,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from data.errors import UserError
+from tests.dist import run_ranks
 from train import launch
-from train.launch import StopSignal, init_distributed
+from train.launch import StopSignal, ToldError, init_distributed
 from train.recipe import PROJECT
 
 NUMBERS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -109,3 +112,27 @@ def test_why_a_collective_failed_is_told(error, told):
     command = [sys.executable, "-c", FAILS.format(error=error)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and told in done.stderr and "Traceback" not in done.stderr
+
+
+def fetch(folder: Path) -> list[bool]:
+    """Whether a rank found what rank 0 is slow to write into a shared folder, each time that it has looked."""
+    rank, found = init_distributed(), []
+
+    def work() -> None:
+        found.append((folder / "file").exists())
+        if rank.first:
+            time.sleep(0.5)
+            (folder / "file").touch()
+
+    def fail() -> None:
+        raise UserError("no network")
+
+    rank.first_alone(work)
+    rank.first_alone(work, alone=False)
+    with pytest.raises(ToldError, match="rank 0: no network"):
+        rank.first_alone(fail)
+    return found
+
+
+def test_ranks_wait_for_what_rank_0_fetches_into_a_folder_that_they_share(tmp_path):
+    assert run_ranks(fetch, 2, tmp_path) == [[False, True], [True, True]]
