@@ -9,6 +9,8 @@ RAW := demo/raw
 SHARDS := demo/shards
 RUN := demo/run
 SEED ?= 0
+# Processes of the demo: as many as there are GPUs, two at most; two where there are none.
+RANKS ?= $(shell $(BIN)/python -c 'import torch; print(min(torch.cuda.device_count(), 2) or 2)')
 # The first Python of the supported ones that really starts.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
@@ -74,12 +76,12 @@ demo: setup
 	$(BIN)/python shard_tools/pack_ava.py --annotations $(RAW)/ava/ava_val_v2.2.csv \
 		--excluded $(RAW)/ava/ava_val_excluded_timestamps_v2.2.csv --proposals $(RAW)/ava/ava_val_predicted_boxes.csv \
 		--labelmap $(RAW)/ava/ava_action_list_v2.2.pbtxt --videos $(RAW)/ava/videos --split val $(PACK_ENDS)
-	$(BIN)/deepspeed --num_accelerators 2 train/main.py --ds ds_configs/zero2.json --resume seed=$(SEED)
+	$(BIN)/deepspeed --num_accelerators $(RANKS) train/main.py --ds ds_configs/zero2.json --resume seed=$(SEED)
 	@# The first movie of the validation list, drawn.
 	video=$$(cut -d, -f1 $(RAW)/ava/ava_val_v2.2.csv | head -1); \
 	$(BIN)/python train/predict.py --checkpoint $(RUN) --task ava --video $(RAW)/ava/videos/$$video.mp4 --video-start 900 \
 		--boxes $(RAW)/ava/ava_val_predicted_boxes.csv --out $(RUN)/prediction.mp4 --still $(RUN)/prediction.png
-	$(BIN)/deepspeed --num_accelerators 2 train/evaluate.py --ds ds_configs/zero2.json --checkpoint $(RUN)
+	$(BIN)/deepspeed --num_accelerators $(RANKS) train/evaluate.py --ds ds_configs/zero2.json --checkpoint $(RUN)
 	@echo
 	@echo "video        $(RUN)/prediction.mp4 (a still: $(RUN)/prediction.png)"
 	@echo "TensorBoard  $(BIN)/tensorboard --logdir $(RUN)/tensorboard"

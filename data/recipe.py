@@ -120,7 +120,8 @@ def view_config(view: Any, clip: ClipSize) -> ViewConfig:
 def parse(layers: Sequence[Layer], overrides: Sequence[str], schema: type[R], strict: bool = True) -> R:
     """The recipe that layers of keys make together, of the right keys and types; values are not checked.
 
-    `${project:}` in a recipe is the project's folder; other relative paths are relative to the working directory.
+    `${project:}` in a recipe is the project's folder; other relative paths are relative to the working directory. A
+    task that is null at the end is left out.
 
     Args:
         layers: later ones override earlier ones; the last one names the recipe in errors.
@@ -137,6 +138,7 @@ def parse(layers: Sequence[Layer], overrides: Sequence[str], schema: type[R], st
     loaded = _merged(layers)
     for override in overrides:
         _apply(loaded, override, schema, strict)
+    _leave_out_null_tasks(loaded, layers)
     task_schema = get_args(get_type_hints(schema)["tasks"])[1]
     try:
         if not strict:
@@ -166,6 +168,19 @@ def _merged(layers: Sequence[Layer]) -> DictConfig:
         except (OmegaConfBaseException, TypeError) as error:  # a list where a base has keys, or the other way round
             raise UserError(f"{layer.where} does not fit its base: {str(error).splitlines()[0]}") from error
     return merged
+
+
+def _leave_out_null_tasks(loaded: DictConfig, layers: Sequence[Layer]) -> None:
+    tasks = OmegaConf.to_container(loaded).get("tasks")  # type: ignore[union-attr]
+    for name in [name for name, task in tasks.items() if task is None] if isinstance(tasks, dict) else []:
+        given: set[str] = set()
+        for layer in layers:
+            own = OmegaConf.to_container(layer.keys).get("tasks")  # type: ignore[union-attr]
+            given |= {str(key) for key, task in own.items() if task is not None} if isinstance(own, dict) else set()
+        if str(name) not in given:
+            where = f"{layers[-1].where}: null takes a task away, and there is none of that name"
+            raise _unknown(f"tasks.{name}", str(name), sorted(given), where)
+        del loaded.tasks[name]
 
 
 def demand(good: bool, where: str, key: str, value: Any, expected: str) -> None:

@@ -89,6 +89,20 @@ def check_boxes(where: str, data: TaskData) -> None:
         )
 
 
+def window_warning(where: str, data: TaskData) -> str | None:
+    """A warning where clips around a keyframe are longer than what a localisation set was packed for."""
+    packed = data.shards.manifest.settings.get("pack")
+    window = packed.get("window") if isinstance(packed, dict) else None
+    frames, stride = data.view.num_frames, data.view.stride
+    if not isinstance(window, int) or frames * stride <= window:
+        return None
+    return (
+        f"{where}={data.shards.prefix}: was packed for clips that span {window} frames (--window), these are {frames}"
+        f" frames at stride {stride}: where a keyframe is near an end of its segment they repeat border frames"
+        f" (padded_share). Pack the set anew with --window {frames * stride}"
+    )
+
+
 def leak_warning(where: str, evaluated: TaskData, trained: Sequence[TaskData]) -> str | None:
     """A warning where Kinetics is trained on with videos that AVA-Kinetics evaluates: the packer of the latter lists
     them beside its set, and that of Kinetics says in the manifest that it has left some out."""

@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
         description="Evaluates a run's newest checkpoint on the validation shards of its tasks; writes RUN/eval. Also "
         "starts under torchrun, or under plain python as one process; the figures do not depend on the number of them. "
         "The same command goes on where an evaluation of the same checkpoint was cut off.",
-        epilog="Example: deepspeed train/evaluate.py --ds ds_configs/zero2.json --checkpoint runs/toy workers=8",
+        epilog="Example: deepspeed train/evaluate.py --ds ds_configs/zero2.json --checkpoint demo/run workers=2",
     )
     p.add_argument(
         "--checkpoint", required=True, metavar="RUN", help="a run's folder (its newest checkpoint), or a checkpoint's"

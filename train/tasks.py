@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -15,7 +16,7 @@ from data.mixture import build_mixture, open_cache, order_of
 from data.schedule import NodeShare
 from data.shard_cache import GB, ShardCache
 from data.shards import ClassInfo, ShardSet
-from train.check_set import check_boxes, check_set, leak_warning
+from train.check_set import check_boxes, check_set, leak_warning, window_warning
 from train.recipe import Recipe, TaskRecipe, load_recipe, view_config
 
 
@@ -67,17 +68,8 @@ def open_tasks(
     cache = open_cache(recipe, prefixes)
     tasks = [_open(name, task, recipe, cache, train, val) for name, task in recipe.tasks.items()]
     for task in tasks if check else []:
-        for key, data in (("shards", task.train), ("val_shards", task.val)):
-            warning = check_set(f"tasks.{task.name}.{key}", data.shards, recipe.max_bad_share) if data else None
-            if warning is not None:
-                print(f"warning: {warning}", file=sys.stderr, flush=True)
-        evaluates = recipe.eval_every > 0 or not train
-        if evaluates and task.val is not None and task.val.kind == "localisation":
-            check_boxes(f"tasks.{task.name}.val_shards", task.val)
-            trained = [other.train for other in tasks if other.train is not None]
-            leak = leak_warning(f"tasks.{task.name}.val_shards", task.val, trained)
-            if leak is not None:
-                print(f"warning: {leak}", file=sys.stderr, flush=True)
+        for warning in _warnings(task, tasks, recipe, evaluates=recipe.eval_every > 0 or not train):
+            print(f"warning: {warning}", file=sys.stderr, flush=True)
     if cache is not None and recipe.cache.whole_shards:
         _check_room(tasks, recipe, cache, node or NodeShare())
     return tasks
@@ -105,6 +97,24 @@ def _check_room(tasks: list[Task], recipe: Recipe, cache: ShardCache, node: Node
             f" lets the next ones come in time: give cache.max_gb={math.ceil(2 * needed / GB)}, a smaller window, or"
             " cache.whole_shards=false"
         )
+
+
+def _warnings(task: Task, tasks: list[Task], recipe: Recipe, evaluates: bool) -> Iterator[str]:
+    """What is not as it should be in a task's shards; raises UserError as `open_tasks` does."""
+    for key, data in (("shards", task.train), ("val_shards", task.val)):
+        if data is not None:
+            where = f"tasks.{task.name}.{key}"
+            found = (check_set(where, data.shards, recipe.max_bad_share), window_warning(where, data))
+            yield from filter(None, found)
+    if task.val is None or task.val.kind != "localisation":
+        return
+    where = f"tasks.{task.name}.val_shards"
+    if evaluates:
+        check_boxes(where, task.val)
+    # Whether this run evaluates or a later program does: the videos are learned here.
+    leak = leak_warning(where, task.val, [other.train for other in tasks if other.train is not None])
+    if leak is not None:
+        yield leak
 
 
 def _open(name: str, task: TaskRecipe, recipe: Recipe, cache: ShardCache | None, train: bool, val: bool) -> Task:

@@ -38,7 +38,22 @@ def test_kinetics_videos_that_are_evaluated_are_warned_of(tmp_path, capsys, list
     path.write_text(json.dumps({**manifest, "settings": {**manifest.get("settings", {}), "dropped": dropped}}))
     if listed is not None:
         (tmp_path / "people-val.leaks.txt").write_text(listed)
-    open_tasks(parse_recipe(RECIPE.format(folder=tmp_path), "recipe"))
+    # Whether the run evaluates, or a later program.
+    open_tasks(parse_recipe(RECIPE.format(folder=tmp_path), "recipe", ["eval_every=0"]))
     told = capsys.readouterr().err
     assert ("warning: " in told) == warned
     assert not warned or ("2 of its videos are training videos of Kinetics" in told and "--exclude-ids" in told)
+
+
+@pytest.mark.parametrize(("stride", "packed", "warned"), [(4, 16, False), (5, 16, True), (5, None, False)])
+def test_clips_longer_than_a_set_was_packed_for_are_warned_of(tmp_path, capsys, stride, packed, warned):
+    make_classification_set(tmp_path, "kinetics", "train")
+    for split in ("train", "val"):
+        make_localisation_set(tmp_path, "people", split)
+        path = tmp_path / f"people-{split}.manifest.json"
+        settings = {"pack": {} if packed is None else {"window": packed}}
+        path.write_text(json.dumps({**json.loads(path.read_text()), "settings": settings}))
+    open_tasks(parse_recipe(RECIPE.format(folder=tmp_path), "recipe", [f"tasks.people.view.stride={stride}"]))
+    told = [line for line in capsys.readouterr().err.splitlines() if "--window" in line]
+    assert len(told) == (2 if warned else 0)
+    assert not warned or ("span 16 frames" in told[0] and told[1].endswith("Pack the set anew with --window 20"))

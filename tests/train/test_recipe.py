@@ -9,6 +9,7 @@ from data.recipe import load_data_recipe
 from data.view import ViewConfig
 from train.recipe import (
     PROJECT,
+    TOY_RECIPE,
     ModelRecipe,
     Recipe,
     ViewRecipe,
@@ -115,7 +116,7 @@ def test_a_relative_path_is_looked_for_in_the_project_too(tmp_path, monkeypatch)
         ("tasks={}", "override 'tasks={}' changes nothing"),
         ("name=[1,2", "override 'name=.1,2': its value is not YAML"),
         ("name='", "its value is not YAML"),
-        ("tasks.ava=null", "tasks.ava: must not be null"),
+        ("tasks.avas=null", "unknown key tasks.avas; did you mean tasks.ava?"),
         ("steps=", "steps: must not be null"),
         ("optim.lr=inf", "optim.lr=inf: must be finite"),
         ("tasks.ava.loss_weight=nan", "tasks.ava.loss_weight=nan: must be finite"),
@@ -216,3 +217,18 @@ def test_a_file_that_is_built_on_twice_counts_once(tmp_path):
 def test_a_base_that_cannot_be_says_which_file(tmp_path, files, message):
     with pytest.raises(UserError, match=message):
         load_recipe(write(tmp_path, **files))
+
+
+def test_null_takes_a_task_of_a_base_away(tmp_path):
+    assert list(load_recipe(None, ["tasks.moments=null", "tasks.ssv2=null"]).tasks) == ["kinetics", "ava"]
+    own = tmp_path / "mine.yaml"
+    own.write_text(f"base: {TOY_RECIPE}\ntasks:\n  moments: null\n  ava:\n")
+    assert list(load_recipe(own).tasks) == ["kinetics", "ssv2"]
+    assert list(load_data_recipe(own, ["tasks.ssv2=null"]).tasks) == ["kinetics"]
+    own.write_text(f"base: {TOY_RECIPE}\ntasks: {{moment: null}}\n")
+    with pytest.raises(
+        UserError, match=r"there is none of that name: unknown key tasks.moment; did you mean .*moments"
+    ):
+        load_recipe(own)
+    with pytest.raises(UserError, match="a recipe needs at least one task"):
+        load_recipe(None, [f"tasks.{name}=null" for name in ("kinetics", "moments", "ssv2", "ava")])
