@@ -37,7 +37,7 @@ from train.checkpoint_files import read_state
 from train.run_log import duration
 from train.whole_files import write_atomically
 
-CLIPS_A_SECOND = 100.0
+CLIPS_A_SECOND = 70.0
 """Of one job on a core of the machine that docs/reproduce.md names: what the first estimate goes by."""
 _LAST_LINES = 15
 
