@@ -25,7 +25,7 @@ from typing import NoReturn
 import torch
 
 from benchmarks.loader import machine as machine_name
-from benchmarks.reproduce.ideas import check_results, idea_plan
+from benchmarks.reproduce.ideas import check_against, idea_plan, mark_results
 from benchmarks.reproduce.protocol import FULL, QUICK, REGIMES, ROUND, WORLD_SEED, Plan, Setting
 from benchmarks.reproduce.report import write_report
 from benchmarks.reproduce.runs import Laboratory, Machine
@@ -38,21 +38,23 @@ from data.recipe_files import PROJECT
 
 def main() -> int:
     signal.signal(signal.SIGTERM, _interrupt)
-    arguments = _parser().parse_args()
+    arguments = _parser().parse_intermixed_args()
     plan, name = (QUICK, "reproduce_quick") if arguments.quick else (FULL, "reproduce")
     # Other results are of runs of their own: a training that is there would not be done again.
     work = arguments.work or (arguments.results / "work" if arguments.results else PROJECT / "runs" / name)
     results = arguments.results or (work / "results" if arguments.quick else PROJECT / "benchmarks" / "results" / name)
     try:
-        idea = _is_idea(arguments)
-        if idea:
+        if _is_idea(arguments):
             plan = _idea(plan, arguments)
         require_ffmpeg()
         machine, world = _machine(arguments.jobs), world_identity(plan.size, WORLD_SEED)
-        folder, open_world = work.resolve(), functools.partial(make_world, work.resolve(), plan.size, WORLD_SEED)
+        open_world = functools.partial(make_world, work.resolve(), plan.size, WORLD_SEED)
+        # An idea may also be one in the code: its trainings are never those of another call that shares the world.
+        folder = (results / "work" if plan.idea else work).resolve()
         laboratory = Laboratory(folder, results / "runs", open_world, world, plan, machine)
-        if idea:
-            check_results(laboratory)
+        if arguments.against is not None:
+            check_against(arguments.against, results, plan, world)
+        mark_results(results, plan, world)
         if not arguments.report_only:
             print(f"{machine.name}: {machine.jobs} runs at a time", flush=True)
             if known := laboratory.records_found():
@@ -90,11 +92,16 @@ def _parser() -> argparse.ArgumentParser:
     shown = "trainings at a time (default: one on a GPU, else one per CPU core)"
     add("--jobs", type=int, metavar="N", help=shown)
     shown = "for the world, checkpoints and logs; may be deleted afterwards (default: runs/reproduce, with --quick"
-    add("--work", type=Path, metavar="DIR", help=f"{shown} runs/reproduce_quick, with --results RESULTS/work)")
+    add(
+        "--work",
+        type=Path,
+        metavar="DIR",
+        help=f"{shown} runs/reproduce_quick, with --results RESULTS/work; of an idea the world alone)",
+    )
     shown = "for records and report (default: benchmarks/results/reproduce, with --quick WORK/results)"
     add("--results", type=Path, metavar="DIR", help=shown)
     idea = parser.add_argument_group("ideas, with --results")
-    shown = f"of the plan's, with commas between them: {', '.join(REGIMES)}"
+    shown = f"those to run, with commas between them, in place of all (--quick: of three): {', '.join(REGIMES)}"
     idea.add_argument("--regimes", metavar="NAMES", help=shown)
     idea.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N-1 (default: those of the plan)")
     shown = f"a multiple of 20; a run of all sets sees {sum(ROUND.values())} clips a round"
@@ -121,7 +128,7 @@ def _idea(plan: Plan, arguments: argparse.Namespace) -> Plan:
     if arguments.results is None:
         raise UserError("an idea needs --results DIR: its records and report must not get among those of the protocol")
     if arguments.lr_schedule and arguments.lr is None:
-        raise UserError("--lr-schedule needs --lr: without it the trials choose")
+        raise UserError("--lr-schedule needs --lr")
     setting = None if arguments.lr is None else Setting(arguments.lr, arguments.lr_schedule or Setting.schedule)
     regimes = None if arguments.regimes is None else [name.strip() for name in arguments.regimes.split(",")]
     return idea_plan(plan, regimes, arguments.seeds, arguments.rounds, setting, arguments.overrides)

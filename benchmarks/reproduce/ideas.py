@@ -2,17 +2,22 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
 from benchmarks.reproduce.conclusion import compared, points
 from benchmarks.reproduce.intervals import difference, paired
 from benchmarks.reproduce.protocol import (
+    BEYOND,
     DOWNSTREAM,
+    LEARNING_RATES,
     REGIMES,
     TASKS,
+    TRIAL_SEED,
     UPSTREAM,
     Plan,
     Setting,
@@ -20,17 +25,23 @@ from benchmarks.reproduce.protocol import (
     overrides_of,
 )
 from benchmarks.reproduce.records import PARTS, Record, final_metric, read_record, tuned_score
-from benchmarks.reproduce.runs import Laboratory, Run
 from data.errors import UserError
+from data.shards import ClassInfo, ShardSet
+from train.model import build_model, model_config
 from train.recipe import parse_recipe
+from train.tasks import Task
+from train.whole_files import write_atomically
 
 OF_THE_PROTOCOL = (
     *("name", "out", "data_root", "seed", "steps", "schedule", "workers", "save_every", "keep", "eval_every"),
-    *("optim.lr", "optim.schedule", "optim.per_stage", "model.init"),
+    *("ema", "keep_best", "optim.lr", "optim.schedule", "optim.per_stage", "model.init"),
     *(f"tasks.{task}.{key}" for task in TASKS for key in ("kind", "batch", "share", "val_shards")),
+    *(f"tasks.{task}.view.{key}" for task in TASKS for key in ("eval_boxes", "proposal_score_threshold")),
     f"tasks.{DOWNSTREAM}.lr_scale",
 )
 """Keys that an idea may not change: what a run sees, is tuned by, is scored on and is called."""
+MARK = "plan.json"
+"""In a folder of results: the plan whose runs it holds, regimes and seeds aside, and their world."""
 
 
 def idea_plan(
@@ -55,8 +66,8 @@ def idea_plan(
     names = plan.regimes if regimes is None else tuple(dict.fromkeys(regimes))
     if unknown := [name for name in names if name not in REGIMES]:
         raise UserError(f"--regimes: there is no {unknown[0]!r}; there are {', '.join(REGIMES)}")
-    if seeds is not None and seeds < 1:
-        raise UserError(f"--seeds {seeds}: expected 1 or more")
+    if seeds is not None and not 1 <= seeds <= TRIAL_SEED:
+        raise UserError(f"--seeds {seeds}: expected 1 to {TRIAL_SEED}")
     if rounds is not None and (rounds < 20 or rounds % 20):
         raise UserError(f"--rounds {rounds}: expected a multiple of 20")
     if setting is not None and not setting.lr > 0:
@@ -68,6 +79,7 @@ def idea_plan(
         phases=plan.phases if regimes is None else (names,),
         tuned=plan.tuned and setting is None,
         setting=setting or plan.setting,
+        idea=True,
         overrides=tuple(overrides),
     )
     for name in names if changed.tuned else ():
@@ -81,38 +93,70 @@ def idea_plan(
 
 def _check_overrides(plan: Plan) -> None:
     for override in plan.overrides:
-        key, equals, _ = override.partition("=")
+        key, equals, value = override.partition("=")
         if not equals or "[" in key:
             raise UserError(f"{override!r}: expected key=value, as in model.pos_embed=sincos")
         for own in OF_THE_PROTOCOL:
-            if f"{own}.".startswith(f"{key}.") or key.startswith(f"{own}."):
+            if key == own or key.startswith(f"{own}."):
                 raise UserError(f"{override}: {own} is the protocol's (docs/reproduce.md), an idea may not change it")
+            if own.startswith(f"{key}."):
+                raise UserError(
+                    f"{override}: holds {own}, which is the protocol's: name single keys, as in {key}.KEY=VALUE"
+                )
         if not any(overrides_of(training, [override]) for name in plan.regimes for training in REGIMES[name].trainings):
             raise UserError(f"{override}: no regime of this plan has a task of that name; there are {', '.join(TASKS)}")
-    for name in plan.regimes:
-        for training in REGIMES[name].trainings:
-            recipe = make_recipe(
-                training,
-                out=Path(name),
-                shards=Path("shards"),
-                rounds=plan.rounds,
-                setting=plan.setting,
-                seed=0,
-                workers=0,
-            )
-            parse_recipe(OmegaConf.to_yaml(recipe), f"recipe of {name}", overrides_of(training, plan.overrides))
+        if key.endswith(".shards") and not value.startswith("${"):
+            ShardSet(value)
+    # Trials may go as low as this.
+    lowest = Setting(min(LEARNING_RATES) / 2**BEYOND) if plan.tuned else plan.setting
+    for training in {
+        training.tasks: training for name in plan.regimes for training in REGIMES[name].trainings
+    }.values():
+        made = make_recipe(
+            training, out=Path("run"), shards=Path("shards"), rounds=plan.rounds, setting=lowest, seed=0, workers=0
+        )
+        recipe = parse_recipe(OmegaConf.to_yaml(made), "the recipe", overrides_of(training, plan.overrides))
+        classes = [ClassInfo(number, str(number)) for number in range(2)]
+        tasks = [Task(name, own, classes, None, None) for name, own in recipe.tasks.items()]
+        build_model(recipe, model_config(recipe, tasks))
 
 
-def check_results(laboratory: Laboratory) -> None:
-    """Raises UserError where runs would overwrite the records of another idea or protocol."""
-    plan = laboratory.plan
-    planned = [Run(REGIMES[name], plan.setting, seed) for name in plan.regimes for seed in plan.seeds]
-    other = laboratory.foreign()
-    if not plan.tuned:
-        paths = [laboratory.records / f"{run.name}.json" for run in planned if laboratory.record_of(run) is None]
-        other += [path for path in paths if path.exists()]
-    if other:
-        raise UserError(f"{other[0]} is of another idea, protocol or world: give this one a --results of its own")
+def mark_results(results: Path, plan: Plan, world: dict[str, Any]) -> None:
+    """Writes whose runs the folder is to hold.
+
+    Raises:
+        UserError: it holds the runs of another plan or world, which would be overwritten.
+    """
+    mark = results / MARK
+    own = json.dumps(_told(plan, world), indent=1) + "\n"
+    held = mark.read_text() if mark.exists() else own
+    # The protocol's records of before there were marks have none.
+    if held != own or (plan.idea and not mark.exists() and any((results / "runs").glob("*.json"))):
+        raise UserError(
+            f"{results} holds runs of another idea, protocol or world: give this one a --results of its own"
+        )
+    results.mkdir(parents=True, exist_ok=True)
+    write_atomically(mark, own)
+
+
+def _told(plan: Plan, world: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: getattr(plan, key) for key in ("idea", "rounds", "tuned")}
+    return {**kept, "setting": vars(plan.setting), "overrides": list(plan.overrides), "world": world}
+
+
+def check_against(other: Path, results: Path, plan: Plan, world: dict[str, Any]) -> None:
+    """Looks, before anything is trained, whether there will be something to compare.
+
+    Raises:
+        UserError: the same results, those of another world, or no run of these regimes and seeds.
+    """
+    if other.resolve() == results.resolve():
+        raise UserError(f"--against {other}: these are the results themselves")
+    mark = other / MARK
+    if mark.exists() and json.loads(mark.read_text()).get("world") != world:
+        raise UserError(f"--against {other}: its runs are of another toy world")
+    if not any((other / "runs" / f"{name}-seed{seed}.json").exists() for name in plan.regimes for seed in plan.seeds):
+        raise UserError(f"--against {other}: no run of {', '.join(plan.regimes)} with a seed of these is in its runs/")
 
 
 def against_rows(runs: dict[str, list[Record]], other: Path) -> list[list[str]]:
@@ -123,12 +167,13 @@ def against_rows(runs: dict[str, list[Record]], other: Path) -> list[list[str]]:
         other: the folder of the other results.
 
     Raises:
-        UserError: there are no records of runs, none of these regimes and seeds, or their test clips are others.
+        UserError: there are no records of these regimes and seeds, they are of several settings, or their test clips
+            are others.
     """
     found = [read_record(path) for path in sorted((other / "runs").glob("*.json"))]
     theirs = {name: [r for r in found if r["regime"] == name and not r["trial"]] for name in runs}
     accuracies = [f"{task} top-1" for task in UPSTREAM]
-    rows = [["regime", "there", "AVA mAP on tune", "mAP", *PARTS, *accuracies, "mAP, each seed"]]
+    rows = [["regime", "there", "on tune", "AVA mAP", *PARTS, *accuracies, "AVA mAP, each seed"]]
     for name, own in runs.items():
         sides = paired(own, theirs[name])
         if sides[0]:
@@ -139,22 +184,31 @@ def against_rows(runs: dict[str, list[Record]], other: Path) -> list[list[str]]:
 
 
 def _changes(ours: list[Record], theirs: list[Record], other: Path) -> list[str]:
+    regime = theirs[0]["regime"]
     for a, b in zip(ours, theirs, strict=True):
         if _tested_on(a) != _tested_on(b):
-            raise UserError(f"--against {other}: {b['regime']}, seed {b['seed']}, was tested on another world")
+            raise UserError(f"--against {other}: {regime}, seed {b['seed']}, was tested on another world")
     settings = sorted({str(Setting(**run["setting"])) for run in theirs})
+    if len(settings) > 1:
+        raise UserError(f"--against {other}: its runs of {regime} are of several settings: {'; '.join(settings)}")
     clips = sorted({sum(run["clips"].values()) for run in theirs})
-    there = f"{len(theirs)} seeds, {' or '.join(settings)}, {' or '.join(f'{count:,}' for count in clips)} clips"
+    there = (
+        f"{len(theirs)} seeds, {settings[0]}, {' to '.join(f'{count:,}' for count in clips[:1] + clips[1:][-1:])} clips"
+    )
 
     def change(score: Callable[[Record], float]) -> str:
         return points(difference(list(map(score, ours)), list(map(score, theirs))))
 
     upstream = [change(functools.partial(final_metric, task=task, metric="top1")) for task in UPSTREAM]
     if DOWNSTREAM not in ours[0]["test"]:
-        return [there, "-", "-", *("-" for _ in PARTS), *upstream, "-"]
-    parts = [compared(ours, theirs, column) for column in ("mAP", *PARTS)]
-    each = " ".join(f"{100 * value:+.1f}" for value in parts[0].each)
-    return [there, change(tuned_score), *map(points, parts), *upstream, each]
+        return [there, change(tuned_score), "-", *("-" for _ in PARTS), *upstream, "-"]
+    whole = compared(ours, theirs, "mAP")
+    parts = ["-" for _ in PARTS]
+    # Head, mid and tail go by the boxes in training: of other training sets they are other classes.
+    if len({json.dumps(run["test"][DOWNSTREAM].get("training_counts")) for run in (*ours, *theirs)}) == 1:
+        parts = [points(compared(ours, theirs, part)) for part in PARTS]
+    each = " ".join(f"{100 * value:+.1f}" for value in whole.each)
+    return [there, change(tuned_score), points(whole), *parts, *upstream, each]
 
 
 def _tested_on(record: Record) -> dict[str, list[int]]:

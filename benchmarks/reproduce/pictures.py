@@ -35,6 +35,12 @@ def draw_all(results: Path, runs: Runs, plan: Plan) -> dict[str, str]:
     }
     results.mkdir(parents=True, exist_ok=True)
     titles = {}
+    if not _shown(runs):
+        del drawn["ap_by_frequency.png"]
+    if not any(name in runs for name in CANDIDATES) or not any(base in runs for base in BASELINES):
+        del drawn["gain_by_class.png"]
+    if not any(name in COLOURS and DOWNSTREAM in REGIMES[name].tasks for name in runs):
+        del drawn["learning_curves.png"]
     with style():
         for name, (title, draw) in drawn.items():
             save(draw(runs, plan), results / name)

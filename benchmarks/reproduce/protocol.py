@@ -183,7 +183,8 @@ class Plan:
         seeds: of the runs that count.
         phases: names of regimes; all trials and runs of a phase are done before the next one begins.
         tuned: whether each regime has its trials; otherwise all take `setting`.
-        overrides: `key=value` of an idea (ideas.py), laid over every training's recipe; the protocol has none.
+        idea: whether it is somebody's own (ideas.py) and not the protocol.
+        overrides: `key=value` of an idea, laid over every training's recipe.
     """
 
     size: str
@@ -192,6 +193,7 @@ class Plan:
     phases: tuple[tuple[str, ...], ...]
     tuned: bool
     setting: Setting = Setting(2e-3)  # the toy recipe's
+    idea: bool = False
     overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -30,6 +30,7 @@ from data.errors import UserError
 from train.run_log import duration
 from train.whole_files import write_atomically
 
+TITLE = "# Co-finetuning against transfer learning on the toy world"
 COLUMNS = ("mAP", *PARTS)
 Differences = dict[tuple[str, str], dict[str, Difference]]
 
@@ -66,13 +67,13 @@ def write_report(
         for name in runs
         if base in runs and name != base and DOWNSTREAM in REGIMES[name].tasks
     }
-    conclusion = conclude(runs, plan)
+    conclusion = "" if plan.idea else conclude(runs, plan)
     changes = "" if against is None else f"## Less those of {against}, points\n{table(against_rows(runs, against))}"
     pictures = draw_all(results, runs, plan)
     parts = [
-        "# Co-finetuning against transfer learning on the toy world",
+        "# An idea on the bench of the toy world" if plan.idea else TITLE,
         _origin(plan, records, runs, command),
-        "## Result\n" + conclusion,
+        "## Result\n" + conclusion if conclusion else "",
         "## AVA, test movies, %\n" + _ava_table(runs),
         changes,
         "## Difference to transfer learning, points of mAP\n" + _difference_tables(differences),
@@ -82,10 +83,10 @@ def write_report(
         "## Every seed: AVA mAP, %\n" + _seed_table(runs, plan),
         "## Every trial: score on the tuning split, %\n" + _trial_table(records) if plan.tuned else "",
         "## Cost\n" + _cost_table(runs, records),
-        f"Left out, as their setting is not the one that the trials chose: {', '.join(stale)}." if stale else "",
+        f"Left out, as their setting or seed is not one of this plan: {', '.join(stale)}." if stale else "",
     ]
     write_atomically(results / "report.md", "\n\n".join(part for part in parts if part) + "\n")
-    return f"{conclusion}\n\n{changes}" if changes else conclusion
+    return "\n\n".join(part for part in (conclusion, changes) if part) or "## AVA, test movies, %\n" + _ava_table(runs)
 
 
 def _origin(plan: Plan, records: Sequence[Record], runs: dict[str, list[Record]], command: str) -> str:
@@ -141,7 +142,7 @@ def _difference_tables(differences: Differences) -> str:
             parts.append(f"Less *{REGIMES[base].title}*:\n\n{table(rows)}")
     if not parts:
         return "-"
-    note = "p is of one paired t test each; under Result the comparisons that were named are corrected for one another."
+    note = "p is of one paired t test each, not corrected for the others."
     return "\n\n".join([*parts, note])
 
 

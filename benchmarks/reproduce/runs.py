@@ -112,10 +112,6 @@ class Laboratory:
         """All records of this protocol and world, trials included, by name."""
         return [record for record in self._all() if self._is_ours(record)]
 
-    def foreign(self) -> list[Path]:
-        """Files of records of another protocol, idea or world."""
-        return [path for path in sorted(self.records.glob("*.json")) if not self._is_ours(read_record(path))]
-
     def _is_ours(self, record: Record) -> bool:
         try:
             return bool(record["identity"] == self._identity(run_of(record)))

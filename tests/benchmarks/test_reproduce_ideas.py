@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from benchmarks.reproduce import __main__ as program
-from benchmarks.reproduce.ideas import against_rows, check_results, idea_plan
-from benchmarks.reproduce.protocol import FULL, QUICK, REGIMES, Plan, Setting, identity, overrides_of
+from benchmarks.reproduce.ideas import against_rows, idea_plan
+from benchmarks.reproduce.protocol import FULL, QUICK, REGIMES, TRIAL_SEED, Plan, Setting, identity, overrides_of
 from benchmarks.reproduce.records import Record, final_metric, tuned_score
 from benchmarks.reproduce.report import write_report
 from benchmarks.reproduce.runs import Laboratory
@@ -32,12 +32,14 @@ def runs_of(lab: Laboratory) -> dict[str, list[Record]]:
 
 
 def test_an_idea_changes_what_it_names_and_nothing_else():
-    assert idea_plan(QUICK) == QUICK and idea_plan(FULL) == FULL
+    for plan in (QUICK, FULL):
+        assert idea_plan(plan) == dataclasses.replace(plan, idea=True)
     changed = idea_plan(FULL, ["weighted", "ava_only"], 2, 1800, Setting(1e-3, "constant"), [SINCOS])
     assert changed == Plan(
         *("full", 1800, (0, 1), (("weighted", "ava_only"),)),
         tuned=False,
         setting=Setting(1e-3, "constant"),
+        idea=True,
         overrides=(SINCOS,),
     )
     assert idea_plan(FULL, ["accumulate", "with_kinetics"]).tuned
@@ -49,6 +51,7 @@ def test_an_idea_changes_what_it_names_and_nothing_else():
         ({"regimes": ["weigthed"]}, "there is no 'weigthed'; there are ava_only"),
         ({"regimes": ["with_kinetics"]}, "the trials of accumulate choose"),
         ({"seeds": 0}, "--seeds 0"),
+        ({"seeds": TRIAL_SEED + 1}, "--seeds 101"),
         ({"rounds": 30}, "multiple of 20"),
         ({"setting": Setting(0.0)}, "above 0"),
         ({"setting": Setting(float("nan"))}, "above 0"),
@@ -58,7 +61,17 @@ def test_an_idea_changes_what_it_names_and_nothing_else():
         ({"overrides": ["tasks.ucf.loss_weight=1"]}, "no regime of this plan has a task of that name"),
         ({"regimes": ["kinetics_only"], "overrides": ["tasks.ava.loss_weight=1"]}, "no regime of this plan"),
         ({"overrides": ["steps=7"]}, "steps is the protocol's"),
-        ({"overrides": ["optim={lr: 1}"]}, "optim.lr is the protocol's"),
+        ({"overrides": ["optim={lr: 1}"]}, "holds optim.lr, which is the protocol's"),
+        ({"overrides": ["tasks.moments=null"]}, "holds tasks.moments.kind"),
+        ({"overrides": ["ema=0.99"]}, "ema is the protocol's"),
+        ({"overrides": ["tasks.ava.view.eval_boxes=groundtruth"]}, "eval_boxes is the protocol's"),
+        ({"overrides": ["tasks.ava.view={eval_boxes: groundtruth}"]}, "holds tasks.ava.view.eval_boxes"),
+        ({"overrides": ["model.pos_embed=sincs"]}, "sincs"),
+        ({"overrides": ["model.num_heads=3"]}, "num_heads"),
+        ({"overrides": ["tasks.ava.head.pool=avg"]}, "avg"),
+        ({"overrides": ["tasks.ava.shards=/nowhere/ava-train"]}, "/nowhere/ava-train"),
+        # Trials go below the rate that all begin with.
+        ({"overrides": ["optim.min_lr=1e-4"]}, "min_lr"),
         ({"overrides": ["optim[lr]=1"]}, "expected key=value"),
         ({"overrides": ["model.init.source=x"]}, "model.init is the protocol's"),
         ({"overrides": ["tasks.ava.val_shards=x"]}, "tasks.ava.val_shards is the protocol's"),
@@ -98,34 +111,93 @@ def test_an_idea_is_told_against_the_runs_of_the_same_regime_and_seed(tmp_path):
 
     row = dict(zip(head, rows[1], strict=True))
     assert row["there"] == "2 seeds, 0.002 cosine, 1,600 clips"
-    assert row["AVA mAP on tune"].startswith(gain(tuned_score))
+    assert row["on tune"].startswith(gain(tuned_score))
     assert row["kinetics top-1"].startswith(gain(lambda run: final_metric(run, "kinetics", "top1")))
     # The pretender's best rate is 8e-3: 4e-3 is one step of 5 points above 2e-3, for every seed.
-    assert row["mAP, each seed"] == "+5.0 +5.0" and row["mAP"].startswith("+5.0 ± 0.0")
-    assert rows[2][2:4] == ["-", "-"]  # Kinetics alone has no AVA
+    assert row["AVA mAP, each seed"] == "+5.0 +5.0" and row["AVA mAP"].startswith("+5.0 ± 0.0")
+    assert row["tail"].startswith("+5.0")
+    # Kinetics alone has no AVA, but a score on `tune`.
+    assert rows[2][2].startswith("+5.0") and rows[2][3:7] == ["-"] * 4
     told = write_report(tmp_path / "idea", idea.plan, idea.records_found(), "a command", tmp_path / "plain")
     report = (tmp_path / "idea" / "report.md").read_text()
     assert " | ".join(rows[1]) in told and " | ".join(rows[1]) in report and f"`{SINCOS}`" in report
+    assert "An idea on the bench" in report and "Goal" not in report
     with pytest.raises(UserError, match="no run of"):
         against_rows({"transfer": here["weighted"]}, tmp_path / "plain")
+    # Of other training sets head, mid and tail are other classes.
+    for run in here["weighted"]:
+        run["test"]["ava"]["training_counts"] = {"11": 500, "7": 8}
+    row = dict(zip(head, against_rows(here, tmp_path / "plain")[2], strict=True))
+    assert row["tail"] == "-" and row["AVA mAP"].startswith("+5.0")
     here["weighted"][0]["test"]["kinetics"]["counts"] = {"examples": 8}
     with pytest.raises(UserError, match="weighted, seed 0, was tested on another world"):
         against_rows(here, tmp_path / "plain")
+    # Planted: a run of another setting among those that are compared with.
+    path = tmp_path / "plain" / "runs" / "transfer_joint-seed2.json"
+    path.write_text(path.read_text().replace('"lr": 0.002', '"lr": 0.001'))
+    with pytest.raises(UserError, match=r"transfer_joint are of several settings: 0\.001 cosine; 0\.002 cosine"):
+        against_rows(here, tmp_path / "plain")
 
 
-def test_an_idea_does_not_overwrite_another_ones_records(tmp_path):
-    lab = bench(tmp_path, idea_plan(PLAIN, seeds=1, overrides=[SINCOS]))
-    check_results(lab)
-    run_all(lab)
-    check_results(lab)
-    check_results(bench(tmp_path, idea_plan(PLAIN, seeds=2, overrides=[SINCOS])))
-    for other in (
-        idea_plan(PLAIN, seeds=1, overrides=["model.pos_embed=learned"]),
-        idea_plan(PLAIN, seeds=1, setting=Setting(1e-3), overrides=[SINCOS]),
-        idea_plan(PLAIN, seeds=1, rounds=40, overrides=[SINCOS]),
-    ):
-        with pytest.raises(UserError, match="a --results of its own"):
-            check_results(bench(tmp_path, other))
+def call(monkeypatch, folder: Path, *arguments: str) -> int:
+    """The program in `folder`, with the pretender for a laboratory and a world that costs nothing."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(program, "Laboratory", Pretender)
+    monkeypatch.setattr(program, "make_world", lambda *_: folder)
+    monkeypatch.setattr(program.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["reproduce", "--jobs", "1", *arguments])
+    return program.main()
+
+
+IDEA = ("--quick", "--results", "idea", "--regimes", "weighted")
+
+
+def test_no_call_overwrites_the_records_of_another(tmp_path, monkeypatch, capsys):
+    assert call(monkeypatch, tmp_path, *IDEA, "--seeds", "1", SINCOS) == 0
+    before = {path: path.read_text() for path in tmp_path.rglob("*.json")}
+    others = [
+        ("--quick", "--results", "idea"),
+        (*IDEA, "model.pos_embed=learned"),
+        (*IDEA, "--lr", "1e-3", SINCOS),
+        (*IDEA, "--rounds", "40", SINCOS),
+        (*IDEA[1:], SINCOS),
+        IDEA,
+    ]
+    for other in others:
+        assert call(monkeypatch, tmp_path, *other) == 1, other
+        assert "a --results of its own" in capsys.readouterr().err
+    assert {path: path.read_text() for path in tmp_path.rglob("*.json")} == before
+    # The same idea with more seeds goes on, keys before and behind options.
+    assert call(monkeypatch, tmp_path, SINCOS, *IDEA, "--seeds", "2") == 0
+    kept = {path: path.read_text() for path in tmp_path.rglob("*.json") if path in before}
+    assert kept == before and (tmp_path / "idea" / "runs" / "weighted-seed1.json").exists()
+
+
+def test_an_idea_is_no_guest_of_the_protocols_results(tmp_path, monkeypatch, capsys):
+    """Not of those that were made before results were marked, either."""
+    assert call(monkeypatch, tmp_path, "--quick", "--results", "plain") == 0
+    for marked in (True, False):
+        if not marked:
+            (tmp_path / "plain" / "plan.json").unlink()
+        report = (tmp_path / "plain" / "report.md").read_text()
+        for own in (["--regimes", "weighted"], ["--seeds", "1"], ["--lr", "2e-3"]):
+            assert call(monkeypatch, tmp_path, "--quick", "--results", "plain", *own) == 1
+        assert (tmp_path / "plain" / "report.md").read_text() == report
+    assert call(monkeypatch, tmp_path, "--quick", "--results", "plain") == 0
+    capsys.readouterr()
+    assert call(monkeypatch, tmp_path, *IDEA, "--against", "plain", SINCOS) == 0
+    assert "## Less those of plain" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("against", "message"),
+    [("nowhere", "no run of weighted"), ("idea", "the results themselves"), ("other", "another toy world")],
+)
+def test_what_cannot_be_compared_is_told_before_anything_is_trained(tmp_path, monkeypatch, capsys, against, message):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "plan.json").write_text('{"world": {"size": "full"}}')
+    assert call(monkeypatch, tmp_path, *IDEA, "--against", against, SINCOS) == 1
+    assert message in capsys.readouterr().err and not (tmp_path / "idea").exists()
 
 
 @pytest.mark.parametrize(
