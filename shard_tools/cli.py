@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn
 
-from tqdm import tqdm
-
 from data.errors import UserError
 from data.shards import Manifest, ShardSet
 from shard_tools.accounts import class_lines
@@ -22,6 +20,7 @@ from shard_tools.items import Item, Plan
 from shard_tools.options import pack_options, settings
 from shard_tools.packing import PackOptions, pack, share_out
 from shard_tools.part_store import PartStore
+from shard_tools.progress import progress_bar
 from shard_tools.video_files import VideoFiles
 
 
@@ -126,9 +125,8 @@ def _pack(store: PartStore, plan: Plan, shards: list[list[Item]], options: PackO
     groups = plan.item_runs() if plan.runs else shards
     total = sum(len(items) for items in groups[part::parts])
     unit = "clip" if plan.kind == "classification" else "segment"
-    tqdm.monitor_interval = 0  # its thread would be forked along
     quiet = not sys.stderr.isatty()
-    with tqdm(total=total, unit=unit, desc=store.name, mininterval=30 if quiet else 0.2, smoothing=0.05) as bar:
+    with progress_bar(total=total, unit=unit, desc=store.name, mininterval=30 if quiet else 0.2, smoothing=0.05) as bar:
         lost = sum(failure.examples for failure in plan.lost)
         packed, begin = 0, time.monotonic()
 

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from data.errors import UserError
 from data.shards import ShardSet
 from shard_tools.options import positive
+from shard_tools.progress import progress_bar
 from shard_tools.shard_check import ShardTask, check_set, check_shards, repeated
 from shard_tools.workers import Lost, run_ordered
 
@@ -112,9 +112,8 @@ def verify_set(prefix: str, decode: bool, workers: int) -> list[str]:
     numbers = range(len(shards.manifest.shards))
     tasks = [ShardTask(shards, number, index[index["shard"] == number], decode) for number in numbers]
     keys: list[str] = []
-    tqdm.monitor_interval = 0  # its thread would be forked along
     reports = run_ordered(check_shards, tasks, workers, SHARD_LIMIT_S)
-    bar = tqdm(reports, desc=name, total=len(tasks), unit="shard", disable=not sys.stderr.isatty())
+    bar = progress_bar(reports, desc=name, total=len(tasks), unit="shard", disable=not sys.stderr.isatty())
     for task, report in zip(tasks, bar, strict=True):
         if isinstance(report, Lost):
             shard = shards.manifest.shards[task.number].name

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data.errors import UserError
+from shard_tools.progress import progress_bar
 from shard_tools.toy.ava_set import MovieFile, ava_annotations, plan_ava
 from shard_tools.toy.classification_sets import annotations, video_paths
 from shard_tools.toy.clips import SPLITS, Clip, plan_clips, write_clips
@@ -153,9 +152,8 @@ def _is_complete(raw: Path, identity: Identity) -> bool:
 def _render(raw: Path, world: World, workers: int) -> None:
     tasks = list(_tasks(raw, world))
     total, left = world.frames(), sum(task.frames for task in tasks)
-    tqdm.monitor_interval = 0  # its thread would be forked along
     quiet = not sys.stderr.isatty()
-    with tqdm(
+    with progress_bar(
         total=total,
         initial=total - left,
         unit=" frames",
