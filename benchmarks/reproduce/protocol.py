@@ -154,11 +154,11 @@ REGIMES = {
     )
 }
 BASELINES = ("transfer", "transfer_joint")
-"""(b): as the issue of the paper has it in one run, and with all upstream sets mixed, which forgets less."""
+"""Transfer learning in one run, set after set, and from all upstream sets mixed, which forgets less."""
 CONTROL = "ava_as_often"
 """What a baseline is worth: transfer that is no better than this has nothing to transfer."""
 CANDIDATES = ("weighted", "accumulate")
-"""(c) and (d): the comparisons that were named before the runs are of these two with each of BASELINES."""
+"""The comparisons that were named before the runs are of these two with each of BASELINES."""
 
 
 @dataclass(frozen=True)
