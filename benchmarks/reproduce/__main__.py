@@ -113,6 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     idea.add_argument("--lr-schedule", choices=("cosine", "constant"), help=shown)
     shown = "results whose runs of the same regime and seed those of this one are compared with, in the report"
     idea.add_argument("--against", type=Path, metavar="DIR", help=shown)
+    shown = "learning rate and schedule of each regime: those of its runs in --against, in place of trials"
+    idea.add_argument("--same-settings", action="store_true", default=None, help=shown)
     shown = "keys of every training's recipe that the protocol leaves alone, as in model.pos_embed=sincos"
     idea.add_argument("overrides", nargs="*", metavar="key=value", help=shown)
     add("--report-only", action="store_true", help="write the report of the records there are; nothing is trained")
@@ -120,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _is_idea(arguments: argparse.Namespace) -> bool:
-    own = ("regimes", "seeds", "rounds", "lr", "lr_schedule", "against")
+    own = ("regimes", "seeds", "rounds", "lr", "lr_schedule", "against", "same_settings")
     return bool(arguments.overrides) or any(getattr(arguments, name) is not None for name in own)
 
 
@@ -131,7 +133,10 @@ def _idea(plan: Plan, arguments: argparse.Namespace) -> Plan:
         raise UserError("--lr-schedule needs --lr")
     setting = None if arguments.lr is None else Setting(arguments.lr, arguments.lr_schedule or Setting.schedule)
     regimes = None if arguments.regimes is None else [name.strip() for name in arguments.regimes.split(",")]
-    return idea_plan(plan, regimes, arguments.seeds, arguments.rounds, setting, arguments.overrides)
+    if arguments.same_settings and (arguments.against is None or setting is not None):
+        raise UserError("--same-settings needs --against, and no --lr")
+    same_as = arguments.against if arguments.same_settings else None
+    return idea_plan(plan, regimes, arguments.seeds, arguments.rounds, setting, arguments.overrides, same_as)
 
 
 def _machine(jobs: int | None) -> Machine:

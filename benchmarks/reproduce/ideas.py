@@ -51,6 +51,7 @@ def idea_plan(
     rounds: int | None = None,
     setting: Setting | None = None,
     overrides: Sequence[str] = (),
+    same_as: Path | None = None,
 ) -> Plan:
     """`plan` with what an idea changes of it; None leaves its own.
 
@@ -58,10 +59,11 @@ def idea_plan(
         seeds: how many, from 0.
         setting: of all regimes, in place of trials.
         overrides: `key=value` for every training that has the key's task.
+        same_as: results from whose runs each regime takes its setting, in place of trials.
 
     Raises:
-        UserError: no such regime, one that takes the setting of another that is not there, a number out of range, or
-            an override that a recipe refuses or that the protocol decides.
+        UserError: no such regime, one that takes the setting of another that is not there, a number out of range, no
+            runs to take a setting from, or an override that a recipe refuses or that the protocol decides.
     """
     names = plan.regimes if regimes is None else tuple(dict.fromkeys(regimes))
     if unknown := [name for name in names if name not in REGIMES]:
@@ -72,13 +74,15 @@ def idea_plan(
         raise UserError(f"--rounds {rounds}: expected a multiple of 20")
     if setting is not None and not setting.lr > 0:
         raise UserError(f"--lr {setting.lr:g}: expected a number above 0")
+    settings = {} if same_as is None else settings_there(same_as, names)
     changed = dataclasses.replace(
         plan,
         rounds=plan.rounds if rounds is None else rounds,
         seeds=plan.seeds if seeds is None else tuple(range(seeds)),
         phases=plan.phases if regimes is None else (names,),
-        tuned=plan.tuned and setting is None,
+        tuned=plan.tuned and setting is None and same_as is None,
         setting=setting or plan.setting,
+        settings=tuple(settings.items()),
         idea=True,
         overrides=tuple(overrides),
     )
@@ -108,7 +112,8 @@ def _check_overrides(plan: Plan) -> None:
         if key.endswith(".shards") and not value.startswith("${"):
             ShardSet(value)
     # Trials may go as low as this.
-    lowest = Setting(min(LEARNING_RATES) / 2**BEYOND) if plan.tuned else plan.setting
+    settings = [plan.setting_of(name) for name in plan.regimes]
+    lowest = Setting(min(LEARNING_RATES) / 2**BEYOND) if plan.tuned else min(settings, key=lambda s: s.lr)
     for training in {
         training.tasks: training for name in plan.regimes for training in REGIMES[name].trainings
     }.values():
@@ -128,20 +133,40 @@ def mark_results(results: Path, plan: Plan, world: dict[str, Any]) -> None:
         UserError: it holds the runs of another plan or world, which would be overwritten.
     """
     mark = results / MARK
-    own = json.dumps(_told(plan, world), indent=1) + "\n"
-    held = mark.read_text() if mark.exists() else own
+    own = _told(plan, world)
+    held = _read_mark(mark) if mark.exists() else own
     # The protocol's records of before there were marks have none.
-    if held != own or (plan.idea and not mark.exists() and any((results / "runs").glob("*.json"))):
+    if _differ(held, own) or (plan.idea and not mark.exists() and any((results / "runs").glob("*.json"))):
         raise UserError(
             f"{results} holds runs of another idea, protocol or world: give this one a --results of its own"
         )
     results.mkdir(parents=True, exist_ok=True)
-    write_atomically(mark, own)
+    if "settings" in held:
+        own["settings"] = held["settings"] | own["settings"]
+    write_atomically(mark, json.dumps(own, indent=1) + "\n")
 
 
 def _told(plan: Plan, world: dict[str, Any]) -> dict[str, Any]:
     kept = {key: getattr(plan, key) for key in ("idea", "rounds", "tuned")}
-    return {**kept, "setting": vars(plan.setting), "overrides": list(plan.overrides), "world": world}
+    told = {**kept, "setting": vars(plan.setting), "overrides": list(plan.overrides), "world": world}
+    if plan.settings:
+        told["settings"] = {name: vars(setting) for name, setting in plan.settings}
+    return told
+
+
+def _read_mark(mark: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(mark.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{mark} cannot be read ({error}): it tells whose runs lie beside it; restore it") from error
+
+
+def _differ(held: dict[str, Any], own: dict[str, Any]) -> bool:
+    """Whether two marks are of different plans. Regimes may come later, and with them their settings."""
+    if {**held, "settings": None} != {**own, "settings": None} or ("settings" in held) != ("settings" in own):
+        return True
+    there, here = held.get("settings", {}), own.get("settings", {})
+    return any(there[name] != here[name] for name in there.keys() & here.keys())
 
 
 def check_against(other: Path, results: Path, plan: Plan, world: dict[str, Any]) -> None:
@@ -153,10 +178,34 @@ def check_against(other: Path, results: Path, plan: Plan, world: dict[str, Any])
     if other.resolve() == results.resolve():
         raise UserError(f"--against {other}: these are the results themselves")
     mark = other / MARK
-    if mark.exists() and json.loads(mark.read_text()).get("world") != world:
+    if mark.exists() and _read_mark(mark).get("world") != world:
         raise UserError(f"--against {other}: its runs are of another toy world")
     if not any((other / "runs" / f"{name}-seed{seed}.json").exists() for name in plan.regimes for seed in plan.seeds):
         raise UserError(f"--against {other}: no run of {', '.join(plan.regimes)} with a seed of these is in its runs/")
+
+
+def settings_there(other: Path, regimes: Sequence[str]) -> dict[str, Setting]:
+    """Regime -> the setting of its runs in other results.
+
+    Raises:
+        UserError: a regime has no run there, or runs of several settings.
+    """
+    found = [record for path in sorted((other / "runs").glob("*.json")) if not (record := read_record(path))["trial"]]
+    chosen: dict[str, Setting] = {}
+    for name in regimes:
+        own = [record for record in found if record["regime"] == name]
+        if not own:
+            raise UserError(f"--same-settings: no run of {name} is in {other / 'runs'}: leave it out, or give --lr")
+        chosen[name] = _setting_of(own, other)
+    return chosen
+
+
+def _setting_of(runs: Sequence[Record], other: Path) -> Setting:
+    settings = sorted({Setting(**run["setting"]) for run in runs}, key=str)
+    if len(settings) > 1:
+        told = "; ".join(map(str, settings))
+        raise UserError(f"--against {other}: its runs of {runs[0]['regime']} are of several settings: {told}")
+    return settings[0]
 
 
 def against_rows(runs: dict[str, list[Record]], other: Path) -> list[list[str]]:
@@ -188,13 +237,9 @@ def _changes(ours: list[Record], theirs: list[Record], other: Path) -> list[str]
     for a, b in zip(ours, theirs, strict=True):
         if _tested_on(a) != _tested_on(b):
             raise UserError(f"--against {other}: {regime}, seed {b['seed']}, was tested on another world")
-    settings = sorted({str(Setting(**run["setting"])) for run in theirs})
-    if len(settings) > 1:
-        raise UserError(f"--against {other}: its runs of {regime} are of several settings: {'; '.join(settings)}")
+    setting = _setting_of(theirs, other)
     clips = sorted({sum(run["clips"].values()) for run in theirs})
-    there = (
-        f"{len(theirs)} seeds, {settings[0]}, {' to '.join(f'{count:,}' for count in clips[:1] + clips[1:][-1:])} clips"
-    )
+    there = f"{len(theirs)} seeds, {setting}, {' to '.join(f'{count:,}' for count in clips[:1] + clips[1:][-1:])} clips"
 
     def change(score: Callable[[Record], float]) -> str:
         return points(difference(list(map(score, ours)), list(map(score, theirs))))

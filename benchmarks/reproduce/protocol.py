@@ -182,7 +182,8 @@ class Plan:
         rounds: clips of a run are 80 times as many; a multiple of 20, so that all parts are whole steps.
         seeds: of the runs that count.
         phases: names of regimes; all trials and runs of a phase are done before the next one begins.
-        tuned: whether each regime has its trials; otherwise all take `setting`.
+        tuned: whether each regime has its trials; otherwise they take `settings`, or `setting` where it has none.
+        settings: (regime, its setting) of an idea that takes over what others' runs had.
         idea: whether it is somebody's own (ideas.py) and not the protocol.
         overrides: `key=value` of an idea, laid over every training's recipe.
     """
@@ -195,6 +196,7 @@ class Plan:
     setting: Setting = Setting(2e-3)  # the toy recipe's
     idea: bool = False
     overrides: tuple[str, ...] = ()
+    settings: tuple[tuple[str, Setting], ...] = ()
 
     def __post_init__(self) -> None:
         if self.rounds < 20 or self.rounds % 20:
@@ -203,6 +205,10 @@ class Plan:
     @property
     def regimes(self) -> tuple[str, ...]:
         return tuple(name for phase in self.phases for name in phase)
+
+    def setting_of(self, name: str) -> Setting:
+        """What a regime takes that has no trials."""
+        return dict(self.settings).get(name, self.setting)
 
 
 WORLD_SEED = 0

@@ -35,13 +35,13 @@ def read_record(path: Path) -> Record:
 
 
 def read_curves(training: Path) -> Curves:
-    """Name -> [step, value] points of a training: losses, and evaluations on `tune`."""
+    """Name -> [step, value] points of a training: losses, evaluations on `tune`, gradients where a recipe asks."""
     events = EventAccumulator(str(training / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
     return {
         tag: [[event.step, float(f"{event.value:.5g}")] for event in events.Scalars(tag)]
         for tag in events.Tags()["scalars"]
-        if tag.startswith("loss/") or tag.endswith(("/mAP", "/top1"))
+        if tag.startswith(("loss/", "gradients/")) or tag.endswith(("/mAP", "/top1"))
     }
 
 

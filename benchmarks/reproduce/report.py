@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.reproduce.conclusion import MARGIN, compared, conclude, points, upstream_change
+from benchmarks.reproduce.gradients import gradient_rows
 from benchmarks.reproduce.ideas import against_rows
 from benchmarks.reproduce.intervals import Difference, Mean, mean_of, paired
 from benchmarks.reproduce.pictures import class_counts, draw_all
@@ -53,7 +54,7 @@ def write_report(
         name = record["regime"]
         if record["trial"]:
             continue
-        setting = chosen.get(REGIMES[name].tuned, plan.setting)
+        setting = chosen.get(REGIMES[name].tuned, plan.setting_of(name))
         if record["setting"] == vars(setting) and record["seed"] in plan.seeds:
             runs.setdefault(name, []).append(record)
         else:
@@ -79,6 +80,7 @@ def write_report(
         "## Difference to transfer learning, points of mAP\n" + _difference_tables(differences),
         "## Upstream sets, top-1 on test clips, %\n" + _upstream_table(runs),
         "## AP of each class, %\n" + _class_table(runs),
+        _gradient_table(runs),
         "## Pictures\n" + "\n\n".join(f"![{title}]({file})" for file, title in pictures.items()),
         "## Every seed: AVA mAP, %\n" + _seed_table(runs, plan),
         "## Every trial: score on the tuning split, %\n" + _trial_table(records) if plan.tuned else "",
@@ -189,6 +191,15 @@ def _class_table(runs: dict[str, list[Record]]) -> str:
         means = [mean_of([mean_ap(run, [name]) for run in own]) for own in shown.values()]
         rows.append([name, f"{count:,}", "yes" if name in UPSTREAM_TOO else "no", *map(_mean, means)])
     return table(rows)
+
+
+def _gradient_table(runs: dict[str, list[Record]]) -> str:
+    rows = gradient_rows(runs)
+    if len(rows) == 1:
+        return ""
+    note = "Mean norms on the backbone, loss weights in them, before clipping; of the cosines of every two tasks the"
+    note += " least and the greatest mean. All over the second half of the last training's steps that were looked at."
+    return f"## Gradients of the tasks\n{table(rows)}\n\n{note}"
 
 
 def _seed_table(runs: dict[str, list[Record]], plan: Plan) -> str:

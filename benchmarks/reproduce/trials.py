@@ -101,7 +101,7 @@ def _place(record: Record) -> tuple[bool, bool, float]:
 
 def _runs(laboratory: Laboratory, phase: Sequence[str], settings: dict[str, Setting]) -> list[Run]:
     return [
-        Run(REGIMES[name], settings.get(REGIMES[name].tuned, laboratory.plan.setting), seed)
+        Run(REGIMES[name], settings.get(REGIMES[name].tuned, laboratory.plan.setting_of(name)), seed)
         for seed in laboratory.plan.seeds
         for name in phase
     ]

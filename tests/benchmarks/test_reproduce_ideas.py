@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from benchmarks.reproduce import __main__ as program
-from benchmarks.reproduce.ideas import against_rows, idea_plan
+from benchmarks.reproduce.gradients import gradient_rows
+from benchmarks.reproduce.ideas import against_rows, idea_plan, mark_results
 from benchmarks.reproduce.protocol import FULL, QUICK, REGIMES, TRIAL_SEED, Plan, Setting, identity, overrides_of
 from benchmarks.reproduce.records import Record, final_metric, tuned_score
 from benchmarks.reproduce.report import write_report
@@ -139,6 +140,63 @@ def test_an_idea_is_told_against_the_runs_of_the_same_regime_and_seed(tmp_path):
         against_rows(here, tmp_path / "plain")
 
 
+def test_an_idea_takes_the_setting_that_each_regime_has_there(tmp_path):
+    there = {"transfer_joint": Setting(4e-3, "constant"), "weighted": Setting(1e-3, ava_rate=0.25)}
+    for name, setting in there.items():
+        run_all(bench(tmp_path / "plain", idea_plan(PLAIN, [name], setting=setting)))
+    plan = idea_plan(FULL, list(there), 3, 20, overrides=[SINCOS], same_as=tmp_path / "plain")
+    assert not plan.tuned and {name: plan.setting_of(name) for name in there} == there
+    idea = bench(tmp_path / "idea", plan)
+    run_all(idea)
+    assert {r["regime"]: Setting(**r["setting"]) for r in idea.records_found()} == there
+    rows = against_rows(runs_of(idea), tmp_path / "plain")[1:]
+    # The pretender's scores go by regime, setting and seed: all the same.
+    assert [row[-1] for row in rows] == ["+0.0 +0.0 +0.0"] * 2
+    write_report(tmp_path / "idea", plan, idea.records_found(), "a command", tmp_path / "plain")
+    report = (tmp_path / "idea" / "report.md").read_text()
+    assert "0.004 constant |" in report and "0.001 cosine, AVA x 0.25 |" in report and "Left out" not in report
+
+    # Regimes may come later; what is there has the settings that it was begun with.
+    world = {"seed": 0}
+    for name in (*there, "weighted"):
+        own = idea_plan(FULL, [name], 3, 20, overrides=[SINCOS], same_as=tmp_path / "plain")
+        mark_results(tmp_path / "marked", own, world)
+    marked = (tmp_path / "marked" / "plan.json").read_text()
+    for path in (tmp_path / "plain" / "runs").glob("weighted-*"):
+        path.write_text(path.read_text().replace('"lr": 0.001', '"lr": 0.002'))
+    changed = idea_plan(FULL, ["weighted"], 3, 20, overrides=[SINCOS], same_as=tmp_path / "plain")
+    for other in (changed, idea_plan(FULL, ["weighted"], 3, 20, Setting(1e-3), [SINCOS])):
+        with pytest.raises(UserError, match="of its own"):
+            mark_results(tmp_path / "marked", other, world)
+    assert (tmp_path / "marked" / "plan.json").read_text() == marked
+    with pytest.raises(UserError, match="no run of accumulate is in"):
+        idea_plan(FULL, ["weighted", "accumulate"], same_as=tmp_path / "plain")
+    (tmp_path / "marked" / "plan.json").write_text("{")
+    with pytest.raises(UserError, match=r"plan\.json cannot be read"):
+        mark_results(tmp_path / "marked", changed, world)
+
+
+def test_gradients_are_told_where_a_recipe_asks_for_them():
+    curves = {
+        # Of the first half nothing is told.
+        "gradients/backbone/kinetics": [[5, 90.0], [15, 3.0], [20, 3.0]],
+        "gradients/backbone/ava": [[5, 90.0], [15, 1.0], [20, 1.0]],
+        "gradients/cosine/kinetics/ava": [[5, -1.0], [15, 0.0], [20, 0.5]],
+        "gradients/backbone": [[15, 4.0]],
+        "gradients/head/ava": [[15, 7.0]],
+        "loss/ava": [[15, 7.0]],
+    }
+    run = {"seed": 3, "steps": [10, 20], "curves": [{}, curves]}
+    plain = {"seed": 4, "steps": [20], "curves": [{"loss/ava": [[15, 7.0]]}]}
+    alone = {"seed": 0, "steps": [20], "curves": [{"gradients/backbone/kinetics": [[15, 2.0]]}]}
+    head, *rows = gradient_rows({"accumulate": [run, plain], "kinetics_only": [alone]})
+    assert head[2:6] == ["kinetics", "moments", "ssv2", "ava"]
+    assert rows == [
+        ["co-finetuning, accumulate", "3", "3.00", "-", "-", "1.00", "10", "0.25 to 0.25"],
+        ["kinetics only", "0", "2.00", "-", "-", "-", "-", "-"],
+    ]
+
+
 def call(monkeypatch, folder: Path, *arguments: str) -> int:
     """The program in `folder`, with the pretender for a laboratory and a world that costs nothing."""
     monkeypatch.chdir(folder)
@@ -206,6 +264,9 @@ def test_what_cannot_be_compared_is_told_before_anything_is_trained(tmp_path, mo
         ([SINCOS], "needs --results"),
         (["--regimes", "weighted"], "needs --results"),
         (["--results", "x", "--lr-schedule", "constant"], "needs --lr"),
+        (["--results", "x", "--same-settings"], "needs --against"),
+        (["--results", "x", "--same-settings", "--against", "y", "--lr", "1e-3"], "no --lr"),
+        (["--results", "x", "--same-settings", "--against", "y"], "no run of transfer_joint is in y"),
         (["--results", "x", "--regimes", "weighted,nothing"], "there is no 'nothing'"),
     ],
 )
