@@ -1,7 +1,6 @@
 """An idea on the bench: regimes, seeds, clips and recipe keys of one's own, and their gain over other runs."""
 
 import dataclasses
-import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from benchmarks.reproduce.protocol import (
     make_recipe,
     overrides_of,
 )
-from benchmarks.reproduce.records import PARTS, Record, final_metric, read_record, tuned_score
+from benchmarks.reproduce.records import PARTS, Record, before_transfer, final_metric, read_record, tuned_score
 from data.errors import UserError
 from data.shards import ClassInfo, ShardSet
 from train.model import build_model, model_config
@@ -244,7 +243,10 @@ def _changes(ours: list[Record], theirs: list[Record], other: Path) -> list[str]
     def change(score: Callable[[Record], float]) -> str:
         return points(difference(list(map(score, ours)), list(map(score, theirs))))
 
-    upstream = [change(functools.partial(final_metric, task=task, metric="top1")) for task in UPSTREAM]
+    def top1(task: str) -> Callable[[Record], float]:
+        return lambda run: final_metric(before_transfer(run), task, "top1")
+
+    upstream = [change(top1(task)) for task in UPSTREAM]
     if DOWNSTREAM not in ours[0]["test"]:
         return [there, change(tuned_score), "-", *("-" for _ in PARTS), *upstream, "-"]
     whole = compared(ours, theirs, "mAP")

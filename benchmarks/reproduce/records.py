@@ -95,6 +95,11 @@ def final_metric(record: Record, task: str, metric: str) -> float:
     return float("nan") if value is None else float(value)
 
 
+def before_transfer(record: Record) -> Record:
+    """The record with the test of the training before its last one, if there is one: the last has no upstream heads."""
+    return {**record, "test": record["test_before_transfer"]} if len(record["steps"]) > 1 else record
+
+
 def part_masks(record: Record) -> dict[str, list[str]]:
     """head, mid and tail -> names of AVA's classes that have ground truth in the test, and all of them as `all`."""
     own = record["test"]["ava"]

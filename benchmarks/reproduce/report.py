@@ -25,7 +25,7 @@ from benchmarks.reproduce.protocol import (
     Plan,
     Setting,
 )
-from benchmarks.reproduce.records import PARTS, Record, final_metric, mean_ap, part_masks, tuned_score
+from benchmarks.reproduce.records import PARTS, Record, before_transfer, final_metric, mean_ap, part_masks, tuned_score
 from benchmarks.reproduce.trials import chosen_settings
 from data.errors import UserError
 from train.run_log import duration
@@ -155,8 +155,7 @@ def _upstream_table(runs: dict[str, list[Record]]) -> str:
         regime = REGIMES[name]
         if not set(UPSTREAM) & set(regime.tasks) and name != "transfer_joint":
             continue
-        key = "test_before_transfer" if name == "transfer_joint" else "test"
-        seen = [{**run, "test": run[key]} for run in own]
+        seen = [before_transfer(run) for run in own]
         cells = [_mean(mean_of([final_metric(run, task, "top1") for run in seen])) for task in UPSTREAM]
         for task in UPSTREAM:
             alone = runs.get(f"{task}_only", [])

@@ -114,6 +114,8 @@ def test_an_idea_is_told_against_the_runs_of_the_same_regime_and_seed(tmp_path):
     assert row["there"] == "2 seeds, 0.002 cosine, 1,600 clips"
     assert row["on tune"].startswith(gain(tuned_score))
     assert row["kinetics top-1"].startswith(gain(lambda run: final_metric(run, "kinetics", "top1")))
+    # Transfer from all upstream sets is told by the test before AVA, which the pretender always passes with 50 %.
+    assert dict(zip(head, rows[0], strict=True))["kinetics top-1"] == "+0.0 ± 0.0"
     # The pretender's best rate is 8e-3: 4e-3 is one step of 5 points above 2e-3, for every seed.
     assert row["AVA mAP, each seed"] == "+5.0 +5.0" and row["AVA mAP"].startswith("+5.0 ± 0.0")
     assert row["tail"].startswith("+5.0")
