@@ -14,6 +14,7 @@ import torch
 from omegaconf import OmegaConf
 
 from benchmarks.reproduce import runs as runs_module
+from benchmarks.reproduce.gradients import gradient_rows
 from benchmarks.reproduce.intervals import mean_of
 from benchmarks.reproduce.protocol import (
     CANDIDATES,
@@ -338,7 +339,7 @@ def test_a_real_run_is_scored_on_the_held_out_split_and_recorded(tmp_path, monke
         really(training, steps)
 
     monkeypatch.setattr(runs_module, "_check_whole", check)
-    idea = ("model.pos_embed=sincos", "tasks.ava.loss_weight=5")
+    idea = ("model.pos_embed=sincos", "tasks.ava.loss_weight=5", "gradients_every=5")
     plan = Plan("small", 20, (0,), (("both",),), tuned=False, overrides=idea)
     lab = Laboratory(tmp_path, tmp_path / "runs", lambda: shards, {}, plan, MACHINE)
     run = Run(regime, Setting(1e-3), 0)
@@ -349,6 +350,9 @@ def test_a_real_run_is_scored_on_the_held_out_split_and_recorded(tmp_path, monke
     assert [record["test"][task]["counts"]["examples"] for task in ("kinetics", "ava")] == [10, 20]
     assert record["test_before_transfer"]["kinetics"]["counts"]["examples"] == 10
     assert [step for step, _ in record["curves"][1]["ava/mAP"]] == [4, 8, 12, 16, 20]
+    # The report's table of gradients finds the trainer's own names.
+    (row,) = gradient_rows({"both": [record]})[1:]
+    assert "-" not in (row[2], row[5], row[6], row[7]) and row[3:5] == ["-", "-"]
     assert {part: len(names) for part, names in part_masks(record).items()} == {
         "head": 1,
         "mid": 1,
