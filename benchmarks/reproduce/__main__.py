@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     idea.add_argument("--lr-schedule", choices=("cosine", "constant"), help=shown)
     shown = "results whose runs of the same regime and seed those of this one are compared with, in the report"
     idea.add_argument("--against", type=Path, metavar="DIR", help=shown)
-    shown = "learning rate and schedule of each regime: those of its runs in --against, in place of trials"
+    shown = "learning rate, schedule and AVA's own rate of each regime: those of its runs in --against"
     idea.add_argument("--same-settings", action="store_true", default=None, help=shown)
     shown = "keys of every training's recipe that the protocol leaves alone, as in model.pos_embed=sincos"
     idea.add_argument("overrides", nargs="*", metavar="key=value", help=shown)

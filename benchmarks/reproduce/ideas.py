@@ -73,11 +73,12 @@ def idea_plan(
         raise UserError(f"--rounds {rounds}: expected a multiple of 20")
     if setting is not None and not setting.lr > 0:
         raise UserError(f"--lr {setting.lr:g}: expected a number above 0")
-    settings = {} if same_as is None else settings_there(same_as, names)
+    own_seeds = plan.seeds if seeds is None else tuple(range(seeds))
+    settings = {} if same_as is None else settings_there(same_as, names, own_seeds)
     changed = dataclasses.replace(
         plan,
         rounds=plan.rounds if rounds is None else rounds,
-        seeds=plan.seeds if seeds is None else tuple(range(seeds)),
+        seeds=own_seeds,
         phases=plan.phases if regimes is None else (names,),
         tuned=plan.tuned and setting is None and same_as is None,
         setting=setting or plan.setting,
@@ -133,15 +134,24 @@ def mark_results(results: Path, plan: Plan, world: dict[str, Any]) -> None:
     """
     mark = results / MARK
     own = _told(plan, world)
-    held = _read_mark(mark) if mark.exists() else own
+    held = _read_mark(mark) if mark.exists() else dict(own)
     # The protocol's records of before there were marks have none.
-    if _differ(held, own) or (plan.idea and not mark.exists() and any((results / "runs").glob("*.json"))):
+    foreign = plan.idea and not mark.exists() and any((results / "runs").glob("*.json"))
+    # Of --same-settings: regimes may come later, and with them their settings.
+    there, here = held.pop("settings", {}), own.pop("settings", {})
+    if held != own or bool(there) != bool(here) or foreign:
         raise UserError(
             f"{results} holds runs of another idea, protocol or world: give this one a --results of its own"
         )
+    for name in there.keys() & here.keys():
+        if there[name] != here[name]:
+            raise UserError(
+                f"{results} holds runs of {name} at {Setting(**there[name])}; in --against they are now at "
+                f"{Setting(**here[name])}: give these a --results of its own"
+            )
     results.mkdir(parents=True, exist_ok=True)
-    if "settings" in held:
-        own["settings"] = held["settings"] | own["settings"]
+    if here:
+        own["settings"] = there | here
     write_atomically(mark, json.dumps(own, indent=1) + "\n")
 
 
@@ -155,17 +165,12 @@ def _told(plan: Plan, world: dict[str, Any]) -> dict[str, Any]:
 
 def _read_mark(mark: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(mark.read_text()))
-    except (ValueError, TypeError) as error:
+        held = json.loads(mark.read_text())
+        if not isinstance(held, dict) or not isinstance(held.get("settings", {}), dict):
+            raise ValueError("it is no mark of a plan")
+        return held
+    except ValueError as error:
         raise UserError(f"{mark} cannot be read ({error}): it tells whose runs lie beside it; restore it") from error
-
-
-def _differ(held: dict[str, Any], own: dict[str, Any]) -> bool:
-    """Whether two marks are of different plans. Regimes may come later, and with them their settings."""
-    if {**held, "settings": None} != {**own, "settings": None} or ("settings" in held) != ("settings" in own):
-        return True
-    there, here = held.get("settings", {}), own.get("settings", {})
-    return any(there[name] != here[name] for name in there.keys() & here.keys())
 
 
 def check_against(other: Path, results: Path, plan: Plan, world: dict[str, Any]) -> None:
@@ -183,24 +188,31 @@ def check_against(other: Path, results: Path, plan: Plan, world: dict[str, Any])
         raise UserError(f"--against {other}: no run of {', '.join(plan.regimes)} with a seed of these is in its runs/")
 
 
-def settings_there(other: Path, regimes: Sequence[str]) -> dict[str, Setting]:
-    """Regime -> the setting of its runs in other results.
+def settings_there(other: Path, regimes: Sequence[str], seeds: Sequence[int]) -> dict[str, Setting]:
+    """Regime -> the setting of its runs in other results, or of those of the regime whose trials it takes.
 
     Raises:
-        UserError: a regime has no run there, or runs of several settings.
+        UserError: a regime has no run of these seeds there, or runs of several settings.
     """
-    found = [record for path in sorted((other / "runs").glob("*.json")) if not (record := read_record(path))["trial"]]
+    found: dict[str, list[Record]] = {}
+    for path in sorted((other / "runs").glob("*.json")):
+        record = read_record(path)
+        if not record["trial"] and record["seed"] in seeds:
+            found.setdefault(record["regime"], []).append(record)
     chosen: dict[str, Setting] = {}
     for name in regimes:
-        own = [record for record in found if record["regime"] == name]
+        own = found.get(name) or found.get(REGIMES[name].tuned)
         if not own:
-            raise UserError(f"--same-settings: no run of {name} is in {other / 'runs'}: leave it out, or give --lr")
+            raise UserError(f"--same-settings: no run of {name} with a seed of these is in {other / 'runs'}")
         chosen[name] = _setting_of(own, other)
     return chosen
 
 
 def _setting_of(runs: Sequence[Record], other: Path) -> Setting:
-    settings = sorted({Setting(**run["setting"]) for run in runs}, key=str)
+    try:
+        settings = sorted({Setting(**run["setting"]) for run in runs}, key=str)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--against {other}: a record of {runs[0]['regime']} has no setting ({error})") from error
     if len(settings) > 1:
         told = "; ".join(map(str, settings))
         raise UserError(f"--against {other}: its runs of {runs[0]['regime']} are of several settings: {told}")

@@ -30,7 +30,9 @@ def read_record(path: Path) -> Record:
         if not {"identity", "regime", "seed", "trial", "setting"} <= record.keys():
             raise ValueError("keys are missing")
     except (ValueError, AttributeError) as error:
-        raise UserError(f"{path} is no record of a run ({error}): delete it, and it is made again") from error
+        raise UserError(
+            f"{path} is no record of a run ({error}): delete it, and the call that made it makes it again"
+        ) from error
     return record
 
 

@@ -52,7 +52,7 @@ def write_report(
     stale = []
     for record in records:
         name = record["regime"]
-        if record["trial"]:
+        if record["trial"] or name not in plan.regimes:
             continue
         setting = chosen.get(REGIMES[name].tuned, plan.setting_of(name))
         if record["setting"] == vars(setting) and record["seed"] in plan.seeds:
@@ -196,8 +196,13 @@ def _gradient_table(runs: dict[str, list[Record]]) -> str:
     rows = gradient_rows(runs)
     if len(rows) == 1:
         return ""
-    note = "Mean norms on the backbone, loss weights in them, before clipping; of the cosines of every two tasks the"
-    note += " least and the greatest mean. All over the second half of the last training's steps that were looked at."
+    note = (
+        f"Mean norms on the backbone, loss weights in them, before clipping. {DOWNSTREAM}'s part: its mean square over"
+    )
+    note += (
+        " the sum of all tasks'. Of the cosines of every two tasks the least and the greatest mean. All over those of"
+    )
+    note += " the second half of the last training's steps that were looked at."
     return f"## Gradients of the tasks\n{table(rows)}\n\n{note}"
 
 

@@ -1,6 +1,7 @@
 """Ideas on the bench of `make reproduce`: what may be changed, what it changes, and against what it is told."""
 
 import dataclasses
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -164,26 +165,36 @@ def test_an_idea_takes_the_setting_that_each_regime_has_there(tmp_path):
         own = idea_plan(FULL, [name], 3, 20, overrides=[SINCOS], same_as=tmp_path / "plain")
         mark_results(tmp_path / "marked", own, world)
     marked = (tmp_path / "marked" / "plan.json").read_text()
+    assert json.loads(marked)["settings"] == {name: vars(setting) for name, setting in there.items()}
     for path in (tmp_path / "plain" / "runs").glob("weighted-*"):
         path.write_text(path.read_text().replace('"lr": 0.001', '"lr": 0.002'))
     changed = idea_plan(FULL, ["weighted"], 3, 20, overrides=[SINCOS], same_as=tmp_path / "plain")
-    for other in (changed, idea_plan(FULL, ["weighted"], 3, 20, Setting(1e-3), [SINCOS])):
-        with pytest.raises(UserError, match="of its own"):
-            mark_results(tmp_path / "marked", other, world)
-    assert (tmp_path / "marked" / "plan.json").read_text() == marked
-    with pytest.raises(UserError, match="no run of accumulate is in"):
-        idea_plan(FULL, ["weighted", "accumulate"], same_as=tmp_path / "plain")
-    (tmp_path / "marked" / "plan.json").write_text("{")
-    with pytest.raises(UserError, match=r"plan\.json cannot be read"):
+    with pytest.raises(UserError, match=r"runs of weighted at 0\.001 .* they are now at 0\.002 cosine"):
         mark_results(tmp_path / "marked", changed, world)
+    with pytest.raises(UserError, match="another idea"):
+        mark_results(tmp_path / "marked", idea_plan(FULL, ["weighted"], 3, 20, Setting(1e-3), [SINCOS]), world)
+    assert (tmp_path / "marked" / "plan.json").read_text() == marked
+    with pytest.raises(UserError, match="no run of accumulate with a seed of these"):
+        idea_plan(FULL, ["weighted", "accumulate"], same_as=tmp_path / "plain")
+    for broken in ("{", "[]", '{"settings": null}'):
+        (tmp_path / "marked" / "plan.json").write_text(broken)
+        with pytest.raises(UserError, match=r"plan\.json cannot be read"):
+            mark_results(tmp_path / "marked", changed, world)
+    stray = tmp_path / "plain" / "runs" / "weighted-seed2.json"
+    stray.write_text(stray.read_text().replace('"setting": {', '"setting": null, "was": {'))
+    with pytest.raises(UserError, match="a record of weighted has no setting"):
+        idea_plan(FULL, ["weighted"], same_as=tmp_path / "plain")
+    # Of another seed it does not matter.
+    assert idea_plan(FULL, ["weighted"], 2, same_as=tmp_path / "plain").setting_of("weighted").lr == 2e-3
 
 
 def test_gradients_are_told_where_a_recipe_asks_for_them():
     curves = {
         # Of the first half nothing is told.
-        "gradients/backbone/kinetics": [[5, 90.0], [15, 3.0], [20, 3.0]],
-        "gradients/backbone/ava": [[5, 90.0], [15, 1.0], [20, 1.0]],
-        "gradients/cosine/kinetics/ava": [[5, -1.0], [15, 0.0], [20, 0.5]],
+        "gradients/backbone/kinetics": [[10, 90.0], [11, 3.0], [20, 3.0]],
+        "gradients/backbone/ava": [[10, 90.0], [11, 1.0], [15, 1.0], [18, 1.0], [20, 1.0]],
+        "gradients/cosine/kinetics/ava": [[10, -1.0], [11, 0.0], [20, 0.5]],
+        "gradients/cosine/kinetics/ssv2": [[10, -1.0], [11, -0.5]],
         "gradients/backbone": [[15, 4.0]],
         "gradients/head/ava": [[15, 7.0]],
         "loss/ava": [[15, 7.0]],
@@ -191,10 +202,12 @@ def test_gradients_are_told_where_a_recipe_asks_for_them():
     run = {"seed": 3, "steps": [10, 20], "curves": [{}, curves]}
     plain = {"seed": 4, "steps": [20], "curves": [{"loss/ava": [[15, 7.0]]}]}
     alone = {"seed": 0, "steps": [20], "curves": [{"gradients/backbone/kinetics": [[15, 2.0]]}]}
-    head, *rows = gradient_rows({"accumulate": [run, plain], "kinetics_only": [alone]})
+    head, *rows = gradient_rows({"with_kinetics": [run, plain], "accumulate": [run], "kinetics_only": [alone]})
     assert head[2:6] == ["kinetics", "moments", "ssv2", "ava"]
     assert rows == [
-        ["co-finetuning, accumulate", "3", "3.00", "-", "-", "1.00", "10", "0.25 to 0.25"],
+        ["accumulate, AVA + Kinetics", "3", "3.00", "-", "-", "1.00", "10", "-0.50 to 0.25"],
+        # Two of its tasks were not looked at.
+        ["co-finetuning, accumulate", "3", "3.00", "-", "-", "1.00", "-", "-0.50 to 0.25"],
         ["kinetics only", "0", "2.00", "-", "-", "-", "-", "-"],
     ]
 
@@ -247,6 +260,21 @@ def test_an_idea_is_no_guest_of_the_protocols_results(tmp_path, monkeypatch, cap
     capsys.readouterr()
     assert call(monkeypatch, tmp_path, *IDEA, "--against", "plain", SINCOS) == 0
     assert "## Less those of plain" in capsys.readouterr().out
+    same = ("--quick", "--results", "same", "--against", "plain", "--same-settings", SINCOS, "--regimes")
+    assert call(monkeypatch, tmp_path, *same, "weighted,transfer_joint") == 0
+    assert call(monkeypatch, tmp_path, *same, "accumulate") == 0
+    report = (tmp_path / "same" / "report.md").read_text()
+    assert "0.002 cosine" in report and "Left out" not in report
+    assert call(monkeypatch, tmp_path, *same, "weighted,accumulate", "--report-only") == 0
+    # Planted: gradients in a record reach the report.
+    path = tmp_path / "same" / "runs" / "accumulate-seed0.json"
+    record = json.loads(path.read_text())
+    record["curves"][-1]["gradients/backbone/ava"] = [[record["steps"][-1], 2.5]]
+    path.write_text(json.dumps(record))
+    assert call(monkeypatch, tmp_path, *same, "weighted,accumulate", "--report-only") == 0
+    assert (
+        "| co-finetuning, accumulate | 0 | - | - | - | 2.50 | - | - |" in (tmp_path / "same" / "report.md").read_text()
+    )
 
 
 @pytest.mark.parametrize(
@@ -268,7 +296,10 @@ def test_what_cannot_be_compared_is_told_before_anything_is_trained(tmp_path, mo
         (["--results", "x", "--lr-schedule", "constant"], "needs --lr"),
         (["--results", "x", "--same-settings"], "needs --against"),
         (["--results", "x", "--same-settings", "--against", "y", "--lr", "1e-3"], "no --lr"),
-        (["--results", "x", "--same-settings", "--against", "y"], "no run of transfer_joint is in y"),
+        (
+            ["--results", "x", "--same-settings", "--against", "y"],
+            "no run of transfer_joint with a seed of these is in y",
+        ),
         (["--results", "x", "--regimes", "weighted,nothing"], "there is no 'nothing'"),
     ],
 )
