@@ -1,5 +1,6 @@
 """The training loop: take the step's plan; for each micro-batch loss and backward; one optimizer step; log."""
 
+import contextlib
 import json
 import math
 import signal
@@ -86,13 +87,14 @@ def train(
         probe.begin(plan.schedule.plan(step))
         for batch in batches:
             task = by_name[batch.task]
-            batch = batch.to(rank.device)
-            logits = engine(task.name, batch.clips, batch.boxes, batch.box_clip)
-            loss = task.loss(logits, batch) / weights[task.name]
-            parts.append(loss.detach())
-            # One that is not finite on a rank makes the gradient so on all, which then leave the step out together.
-            with probe.watch(task.name):
-                engine.backward(loss * task.recipe.loss_weight * torch.where(parts[-1].isfinite(), 1.0, math.nan))
+            with _named(task.name):
+                batch = batch.to(rank.device)
+                logits = engine(task.name, batch.clips, batch.boxes, batch.box_clip)
+                loss = task.loss(logits, batch) / weights[task.name]
+                parts.append(loss.detach())
+                # One that is not finite on a rank makes the gradient so on all, which then leave the step out together.
+                with probe.watch(task.name):
+                    engine.backward(loss * task.recipe.loss_weight * torch.where(parts[-1].isfinite(), 1.0, math.nan))
         gradients = probe.figures()
         lr = learning_rate(step - stage.start, len(stage), recipe.optim)
         norm = engine.step(lr, {batch.task: by_name[batch.task].recipe.lr_scale for batch in batches})
@@ -164,6 +166,16 @@ def agree(step: int, batches: list[Batch], tasks: dict[str, Task], rank: Rank, s
         )
     totals = table.sum(dim=0).tolist()
     return {name: max(int(totals[i]), 1) for name, i in place.items()}, int(table[:, 2].max())
+
+
+@contextlib.contextmanager
+def _named(task: str) -> Iterator[None]:
+    """Which task's micro-batch did not fit: what `launch.command` tells."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        error.add_note(f"a micro-batch of {task}")
+        raise
 
 
 class Ledger:

@@ -87,10 +87,12 @@ def test_cpus_are_used_where_no_gpu_was_given_or_none_is_wanted(given, visible, 
 
 FAILS = """
 import sys
+import torch
 import torch.distributed as dist
-from train import lifeline, launch
+from train import lifeline, launch, loop
 def main():
-    raise {error}
+    with loop._named("ava"):
+        raise {error}
 launch.VERDICT_WAIT = 0.1
 launch.command(main)
 """
@@ -102,12 +104,16 @@ launch.command(main)
         ("dist.DistBackendError('NCCL error: Duplicate GPU detected')", "error: rank 1: NCCL error: Duplicate GPU"),
         ("dist.DistNetworkError('port 29500 is taken')", "error: rank 1: port 29500 is taken"),
         (
+            "torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')",
+            "error: rank 1: out of GPU memory in a micro-batch of ava: lower tasks.NAME.micro_batch",
+        ),
+        (
             "RuntimeError('pair.cc: Connection closed by peer')",
             "rank 1: ends because another rank has ended; if",
         ),
     ],
 )
-def test_why_a_collective_failed_is_told(error, told):
+def test_why_a_collective_or_a_micro_batch_failed_is_told(error, told):
     environment = {**os.environ, "RANK": "1", "WORLD_SIZE": "2", "PYTHONPATH": str(PROJECT)}
     command = [sys.executable, "-c", FAILS.format(error=error)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
