@@ -240,11 +240,7 @@ def command(main: Callable[[], None]) -> NoReturn:
             reason = file_problem(error)
             _print_error(f"rank {index}: {reason}")
     except torch.OutOfMemoryError as error:
-        where = "".join(f" in {note}" for note in getattr(error, "__notes__", [])[:1])
-        reason = (
-            f"out of GPU memory{where}: lower tasks.NAME.micro_batch, in evaluation eval_batch; docs/training.md says "
-            f"what else helps. It says: {' '.join(str(error).split())[:300]}"
-        )
+        reason = f"out of GPU memory; docs/training.md says what helps. It says: {' '.join(str(error).split())[:300]}"
         _print_error(f"rank {index}: {reason}" if several else reason)
     except RuntimeError as error:
         died = worker_death(error)

@@ -56,8 +56,8 @@ def train(
         The number of steps done.
 
     Raises:
-        UserError: too many clips cannot be read, too many steps have a loss or gradient that is not finite, or the
-            ranks do not agree on what they train.
+        UserError: too many clips cannot be read, too many steps have a loss or gradient that is not finite, the ranks
+            do not agree on what they train, or a micro-batch does not fit into the GPU's memory.
         KeyboardInterrupt: stopped by Ctrl-C, so that what a script does next is not done with half a run.
     """
     by_name = {task.name: task for task in tasks}
@@ -87,7 +87,7 @@ def train(
         probe.begin(plan.schedule.plan(step))
         for batch in batches:
             task = by_name[batch.task]
-            with _named(task.name):
+            with _memory_of(task.name):
                 batch = batch.to(rank.device)
                 logits = engine(task.name, batch.clips, batch.boxes, batch.box_clip)
                 loss = task.loss(logits, batch) / weights[task.name]
@@ -169,13 +169,15 @@ def agree(step: int, batches: list[Batch], tasks: dict[str, Task], rank: Rank, s
 
 
 @contextlib.contextmanager
-def _named(task: str) -> Iterator[None]:
-    """Which task's micro-batch did not fit: what `launch.command` tells."""
+def _memory_of(task: str) -> Iterator[None]:
+    """Raises UserError where a micro-batch of the task does not fit into the GPU's memory."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        error.add_note(f"a micro-batch of {task}")
-        raise
+        raise UserError(
+            f"out of GPU memory in a micro-batch of {task}: lower tasks.{task}.micro_batch; docs/training.md says what"
+            f" else helps. It says: {' '.join(str(error).split())[:300]}"
+        ) from error
 
 
 class Ledger:

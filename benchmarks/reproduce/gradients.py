@@ -5,9 +5,8 @@ import numpy as np
 from benchmarks.reproduce.protocol import DOWNSTREAM, REGIMES, TASKS
 from benchmarks.reproduce.records import Record
 
-PREFIX = "gradients/"
-"""Of the trainer's names for them (train/gradients.py); NORM and COSINE are followed by a task, and by two."""
-NORM, COSINE = f"{PREFIX}backbone/", f"{PREFIX}cosine/"
+NORM, COSINE = "gradients/backbone/", "gradients/cosine/"
+"""The trainer's names for them (train/gradients.py), which a task follows, and two."""
 
 
 def gradient_rows(runs: dict[str, list[Record]]) -> list[list[str]]:

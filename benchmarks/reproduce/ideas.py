@@ -74,7 +74,7 @@ def idea_plan(
     if setting is not None and not setting.lr > 0:
         raise UserError(f"--lr {setting.lr:g}: expected a number above 0")
     own_seeds = plan.seeds if seeds is None else tuple(range(seeds))
-    settings = {} if same_as is None else settings_there(same_as, names, own_seeds)
+    settings = {} if same_as is None else _settings_there(same_as, names, own_seeds)
     changed = dataclasses.replace(
         plan,
         rounds=plan.rounds if rounds is None else rounds,
@@ -188,7 +188,7 @@ def check_against(other: Path, results: Path, plan: Plan, world: dict[str, Any])
         raise UserError(f"--against {other}: no run of {', '.join(plan.regimes)} with a seed of these is in its runs/")
 
 
-def settings_there(other: Path, regimes: Sequence[str], seeds: Sequence[int]) -> dict[str, Setting]:
+def _settings_there(other: Path, regimes: Sequence[str], seeds: Sequence[int]) -> dict[str, Setting]:
     """Regime -> the setting of its runs in other results, or of those of the regime whose trials it takes.
 
     Raises:

@@ -12,9 +12,11 @@ import torch
 
 from data.errors import UserError
 from tests.dist import run_ranks
+from tests.train.tiny_runs import run_tiny
 from train import launch
 from train.launch import StopSignal, ToldError, init_distributed
 from train.recipe import PROJECT
+from train.tasks import Task
 
 NUMBERS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -89,10 +91,9 @@ FAILS = """
 import sys
 import torch
 import torch.distributed as dist
-from train import lifeline, launch, loop
+from train import lifeline, launch
 def main():
-    with loop._named("ava"):
-        raise {error}
+    raise {error}
 launch.VERDICT_WAIT = 0.1
 launch.command(main)
 """
@@ -105,7 +106,7 @@ launch.command(main)
         ("dist.DistNetworkError('port 29500 is taken')", "error: rank 1: port 29500 is taken"),
         (
             "torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')",
-            "error: rank 1: out of GPU memory in a micro-batch of ava: lower tasks.NAME.micro_batch",
+            "error: rank 1: out of GPU memory; docs/training.md says what helps. It says: CUDA out of memory",
         ),
         (
             "RuntimeError('pair.cc: Connection closed by peer')",
@@ -113,11 +114,20 @@ launch.command(main)
         ),
     ],
 )
-def test_why_a_collective_or_a_micro_batch_failed_is_told(error, told):
+def test_why_a_collective_failed_or_memory_ran_out_is_told(error, told):
     environment = {**os.environ, "RANK": "1", "WORLD_SIZE": "2", "PYTHONPATH": str(PROJECT)}
     command = [sys.executable, "-c", FAILS.format(error=error)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and told in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_micro_batch_that_does_not_fit_is_told_with_its_task(tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(Task, "loss", full)
+    with pytest.raises(UserError, match=r"of (\w+): lower tasks\.\1\.micro_batch; .* Tried to allocate 2\.00 GiB"):
+        run_tiny(str(tmp_path), None, [])
 
 
 def fetch(folder: Path) -> list[bool]:
