@@ -158,6 +158,10 @@ def test_an_idea_takes_the_setting_that_each_regime_has_there(tmp_path):
     write_report(tmp_path / "idea", plan, idea.records_found(), "a command", tmp_path / "plain")
     report = (tmp_path / "idea" / "report.md").read_text()
     assert "0.004 constant |" in report and "0.001 cosine, AVA x 0.25 |" in report and "Left out" not in report
+    # A later call for one of them says nothing of the other.
+    alone = idea_plan(FULL, ["weighted"], 3, 20, overrides=[SINCOS], same_as=tmp_path / "plain")
+    write_report(tmp_path / "idea", alone, idea.records_found(), "a command", tmp_path / "plain")
+    assert "Left out" not in (tmp_path / "idea" / "report.md").read_text()
 
     # Regimes may come later; what is there has the settings that it was begun with.
     world = {"seed": 0}
